@@ -1,0 +1,469 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.9", "gymnasium[classic-control]>=1.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"]
+# ///
+"""PPO: proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), with GAE (2015, arXiv:1506.02438).
+
+maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H],  ratio = pi / pi_old
+
+    python ppo.py
+    python ppo.py --env-id Pendulum-v1 --total-timesteps 200000 --gamma 0.9
+    python ppo.py --resume runs/CartPole-v1__ppo__1__1790000000 --total-timesteps 200000
+
+T steps of N environments are a rollout, B of its transitions a minibatch; D numbers are an observation, A an action.
+Unlike the paper: actor and critic share no layer, and advantages are normalised in each minibatch (--no-norm-adv).
+Unlike most peers: a time limit is no death, for the true last observation's value is bootstrapped, and the step on
+which gymnasium resets an environment and ignores the action is left out of every mean.
+"""
+
+import io
+import os
+import random
+import signal
+import sys
+import time
+import zipfile
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import vector as wrappers
+from torch import distributed, nn
+from torch.distributions import Categorical, Independent, Normal
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    env_id: str = "CartPole-v1"  # environment: an id that gymnasium knows, or module:Id to import one
+    total_timesteps: int = 100_000  # environment steps in all, summed over environments
+    num_envs: int = 16  # N, environments stepped side by side (on each rank)
+    num_steps: int = 64  # T, steps of each environment per rollout
+    learning_rate: float = 2e-3  # Adam's step size
+    anneal_lr: bool = True  # lower the learning rate linearly to 0
+    gamma: float = 0.99  # discount, 0 to 1
+    gae_lambda: float = 0.95  # 0 to 1: GAE is the TD error at 0, the whole return minus the value at 1
+    num_minibatches: int = 4  # minibatches in an epoch; they divide N * T
+    update_epochs: int = 5  # K, passes over each rollout
+    norm_adv: bool = True  # advantages to mean 0 and deviation 1 in each minibatch
+    clip_coef: float = 0.2  # eps: how far the ratio may move from 1 before its gradient stops
+    clip_vloss: bool = False  # clip the value's change too, by eps
+    ent_coef: float = 0.0  # c_e, weight of the entropy bonus
+    vf_coef: float = 0.5  # c_v, weight of the value loss
+    max_grad_norm: float = 0.5  # gradients of a larger norm are scaled down to this one
+    target_kl: float = 0.0  # end a rollout's epochs when the KL divergence (nats) passes this; 0: never
+    norm_obs: bool = False  # observations to mean 0 and deviation 1, by running statistics
+    norm_reward: bool = False  # rewards divided by the running deviation of the discounted return
+    hidden_size: int = 64  # units in each of the two hidden layers
+    seed: int = 1  # the same seed and flags give the same bits on a CPU
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where networks and data live; auto: a GPU if there is one
+    num_threads: int = 1  # torch's CPU threads; small networks lose time to more
+    compile: bool = False  # torch.compile the loss and its gradient as one graph
+    async_envs: bool = False  # step each environment in a process of its own
+    checkpoint_every: int = 50_000  # environment steps between checkpoints, each with an evaluation
+    eval_episodes: int = 20  # episodes of an evaluation
+    capture_video: bool = False  # film an episode of the last evaluation (mp4 in the run folder)
+    resume: str = ""  # go on with this run folder, on its flags and those given beside it
+    evaluate: str = ""  # play this run folder's policy, greedily, and do not train
+
+    def check(self):
+        if (size := self.num_envs * self.num_steps) % self.num_minibatches:
+            fail(f"--num-minibatches {self.num_minibatches} does not divide --num-envs * --num-steps = {size}")
+
+
+def mlp(inputs, hidden, outputs, gain):
+    """Two tanh layers, (..., inputs) -> (..., outputs); orthogonal weights, the last of this gain, and no bias at first."""
+    layers = [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, outputs)]
+    for linear, scale in zip(layers[::2], (2**0.5, 2**0.5, gain), strict=True):
+        nn.init.orthogonal_(linear.weight, scale)
+        nn.init.zeros_(linear.bias)
+    return nn.Sequential(*layers)
+
+
+class Agent(nn.Module):
+    """pi(a|s): categorical, or a Gaussian of one deviation for all s, in [-1, 1] (make_envs rescales); V(s)."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
+        size = int(space.n) if isinstance(space, Discrete) else space.shape[0]
+        self.actor = mlp(obs_dim, args.hidden_size, size, gain=0.01)
+        self.log_std = None if isinstance(space, Discrete) else nn.Parameter(torch.zeros(size))
+        self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain=1.0), nn.Flatten(-2))
+        self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
+
+    def policy(self, obs):
+        if self.log_std is None:
+            return Categorical(logits=self.actor(obs), validate_args=False)
+        return Independent(Normal(self.actor(obs), self.log_std.exp(), validate_args=False), 1, validate_args=False)
+
+    @torch.inference_mode()
+    def act(self, obs, greedy=False):
+        policy = self.policy(self.norm_obs(obs))
+        return policy.mode if greedy else policy.sample()
+
+
+def gae(reward, value, terminated, done, gamma, gae_lambda):
+    """Generalized advantage estimates (GAE eq. 16); terminated and done (terminated or truncated) are 1 or 0:
+
+    delta[t] = reward[t] + gamma (1 - terminated[t]) value[t+1] - value[t]
+    advantage[t] = delta[t] + gamma lambda (1 - done[t]) advantage[t+1]
+
+    All (T, N), but value (T+1, N), which has that of the observation after the last -> (T, N).
+    """
+    delta = reward + gamma * (1 - terminated) * value[1:] - value[:-1]
+    decay = gamma * gae_lambda * (1 - done)
+    advantage = [torch.zeros_like(delta[0])]
+    for t in reversed(range(len(delta))):
+        advantage.append(delta[t] + decay[t] * advantage[-1])
+    return torch.stack(advantage[:0:-1])
+
+
+def policy_loss(log_prob, old_log_prob, advantage, weight, clip_coef):
+    """-L^CLIP (PPO eq. 7): -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)], ratio = pi(a|s) / pi_old(a|s); (B,) -> ()."""
+    ratio = (log_prob - old_log_prob).exp()
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return -(weight @ torch.minimum(ratio * advantage, clipped * advantage))
+
+
+def value_loss(value, old_value, returns, weight, clip_coef=None):
+    """L^VF (PPO eq. 9): E[(V(s) - R)^2] / 2; with clip_coef, nothing to gain beyond old_value +- eps; (B,) -> ()."""
+    error = (value - returns) ** 2
+    if clip_coef is not None:
+        clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
+        error = torch.maximum(error, (clipped - returns) ** 2)
+    return weight @ error / 2
+
+
+def loss(agent, batch, args):
+    """-L^CLIP + c_v L^VF - c_e H (PPO eq. 9) of a minibatch -> (), and what to log of it."""
+    obs, action, old_log_prob, old_value, advantage, returns, valid = batch
+    weight = valid / valid.sum().clamp(min=1)  # weight @ x is the mean of x over decisions, without the reset steps
+    if args.norm_adv:
+        advantage = advantage - weight @ advantage
+        advantage = advantage / ((weight @ advantage**2).sqrt() + 1e-8)
+    policy = agent.policy(obs)
+    log_prob = policy.log_prob(action)
+    l_clip = policy_loss(log_prob, old_log_prob, advantage, weight, args.clip_coef)
+    l_value = value_loss(agent.critic(obs), old_value, returns, weight, args.clip_coef if args.clip_vloss else None)
+    entropy = weight @ policy.entropy()
+    total = l_clip + args.vf_coef * l_value - args.ent_coef * entropy
+
+    log_ratio = (log_prob - old_log_prob).detach()
+    approx_kl = weight @ (log_ratio.exp() - 1 - log_ratio)  # unbiased and never negative (Schulman 2020)
+    clipfrac = weight @ ((log_ratio.exp() - 1).abs() > args.clip_coef).float()
+    unexplained = weight @ (returns - old_value) ** 2 / (weight @ (returns - weight @ returns) ** 2).clamp(min=1e-8)
+    metrics = {"policy_loss": l_clip, "value_loss": l_value, "entropy": entropy}
+    return total, metrics | {"approx_kl": approx_kl, "clipfrac": clipfrac, "explained_variance": 1 - unexplained}
+
+
+def update(agent, optimizer, batch, args):
+    """One gradient step on one minibatch; returns detached metrics."""
+    optimizer.zero_grad()
+    metrics = backward(loss, agent, batch, args)
+    average_gradients(agent, batch[-1].sum())
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    optimizer.step()
+    return metrics
+
+
+def train(args):
+    """Algorithm 1 of the paper: T steps in each of N environments, then advantages, then K epochs of minibatches."""
+    run = Run(args)
+    envs, agent, T, N = run.envs, run.agent, args.num_steps, args.num_envs
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    run.start(agent=agent, optimizer=optimizer)
+    obs = torch.zeros(T + 1, *envs.observation_space.shape, device=run.device)
+    action = torch.as_tensor(np.stack([envs.action_space.sample()] * T), device=run.device)
+    reward, terminated, discounted = torch.zeros(3, T, N, device=run.device)
+    done = torch.zeros(T + 1, N, device=run.device)  # done[t]: obs[t] is its episode's last, so step t only resets
+    while run.step < args.total_timesteps and not args.evaluate:
+        # Act: a rollout begins on the row that was one too many for the last.
+        obs[0], done[0] = obs[T], done[T]
+        if run.new_segment:
+            obs[0], done[0], discounted[-1] = run.reset(), 0, 0
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - args.anneal_lr * run.step / args.total_timesteps)
+        for t in range(T):
+            action[t] = agent.act(obs[t])
+            obs[t + 1], reward[t], terminated[t], done[t + 1] = run.env_step(action[t])
+
+        # Targets: one call of the critic on all T + 1 rows gives every value that a bootstrap needs.
+        with torch.no_grad():
+            valid, norm_obs = 1 - done[:T], agent.norm_obs(obs)
+            value, log_prob = agent.critic(norm_obs), agent.policy(norm_obs[:T]).log_prob(action)
+            scaled = agent.norm_reward.scale(reward, discounted, valid, args.gamma)
+            advantage = gae(scaled, value, terminated, done[1:], args.gamma, args.gae_lambda)
+            rollout = (norm_obs[:T], action, log_prob, value[:T], advantage, advantage + value[:T], valid)
+            rollout = [x.flatten(0, 1) for x in rollout]
+            agent.norm_obs.update(obs[:T], valid)
+
+        # Update: K epochs of minibatches.
+        for _ in range(args.update_epochs):
+            for index in torch.randperm(T * N, device=run.device).chunk(args.num_minibatches):
+                metrics = update(agent, optimizer, [x[index] for x in rollout], args)
+            if args.target_kl and all_sum(metrics["approx_kl"]) > args.target_kl * run.ranks:
+                break
+        run.tick(metrics, optimizer)
+    return run.finish()
+
+
+class RunningNorm(nn.Module):
+    """If on: x (T, N, size) -> (x - mean) / std, within +-10, by the statistics of all valid steps so far on all ranks."""
+
+    def __init__(self, size, on):
+        super().__init__()
+        self.on = on
+        self.register_buffer("stats", torch.tensor([[0.0], [0.0], [1.0]]).repeat(1, size))  # count, mean, variance
+
+    def forward(self, x):
+        return ((x - self.stats[1]) / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else x
+
+    def update(self, x, valid):
+        count, mean, variance = self.stats
+        n, total, squares = all_sum(torch.stack([(valid[..., None] * (x - mean) ** k).sum((0, 1)) for k in range(3)]))
+        count += n
+        variance += (squares - n * variance) / count - (total / count) ** 2
+        mean += total / count
+
+    def scale(self, reward, discounted, valid, gamma):
+        """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1], within +-10."""
+        for t in range(len(reward) if self.on else 0):
+            discounted[t] = reward[t] + gamma * valid[t] * discounted[t - 1]  # discounted[-1]: the last rollout's end
+        self.update(discounted[..., None], valid)
+        return (reward / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else reward
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The algorithm ends here. What else a run needs is below, the same in every script.
+SCRIPT = Path(__file__).stem
+
+
+def fail(message):
+    print(f"{SCRIPT}.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """Flags of the command line, over those of the run that --resume or --evaluate names, each in its range."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            args = tyro.cli(Args, description=__doc__)
+            if run := args.resume or args.evaluate:
+                args = tyro.cli(Args, default=Args(**load_checkpoint(run)["args"]))
+    except SystemExit as stop:
+        sys.exit(stop.code and fail(box.getvalue().encode("ascii", "ignore").decode().split(" error: ")[-1]))
+    for name, value in vars(args).items():
+        low = int(type(value) is int and name not in ("seed", "learning_starts"))
+        high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.float_info.max
+        if not isinstance(value, str) and not low <= value <= high:
+            fail(f"--{name.replace('_', '-')} {value} is not from {low} to {high:g}")
+    args.check()
+    return args
+
+
+def make_envs(args, num_envs, **kwargs):
+    """Vector environment: flat observations, Discrete actions or Box actions in [-1, 1]; NEXT_STEP autoreset."""
+    try:
+        envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
+        if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
+            envs = wrappers.FlattenObservation(envs)
+        mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
+        if mode not in (None, gym.vector.AutoresetMode.NEXT_STEP):
+            raise gym.error.Error(f"it resets by {mode}; these scripts need AutoresetMode.NEXT_STEP")
+        if not (isinstance(space, Box) and len(space.shape) == 1 or isinstance(space, Discrete) and space.start == 0):
+            raise gym.error.Error(f"its actions are {space}; these scripts need a Box of one axis or Discrete from 0")
+    except (gym.error.Error, ImportError, NotImplementedError) as error:
+        fail(f"--env-id {args.env_id}: {error}")
+    if isinstance(space, Box) and space.is_bounded():
+        low, high, unit = space.low, space.high, Box(-1, 1, space.shape)
+        envs = wrappers.TransformAction(envs, lambda a: low + (np.clip(a, -1, 1) + 1) / 2 * (high - low), None, unit)
+    return wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
+
+
+def evaluate(agent, args, episodes, seed, video=None):
+    """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,)."""
+    envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
+    if video:
+        envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0)
+    obs, returns, playing = envs.reset(seed=seed)[0], np.zeros(episodes), np.ones(episodes, bool)
+    while playing.any():
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=next(agent.parameters()).device)
+        obs, _, _, _, info = envs.step(agent.act(obs, greedy=True).cpu().numpy())
+        if "episode" in info:
+            ended = playing & info["_episode"]
+            returns[ended] = info["episode"]["r"][ended]
+            playing &= ~ended
+    envs.close()
+    return returns
+
+
+def load_checkpoint(run, **parts):
+    """Read a run folder's checkpoint.pt, executing nothing in it, and load its state into the parts."""
+    path = Path(run, "checkpoint.pt")
+    try:
+        if zipfile.ZipFile(path).testzip():
+            raise ValueError("the checksums do not match")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["script"] != SCRIPT:
+            raise ValueError(f"it is of {saved['script']}.py")
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    except Exception as error:
+        fail(f"cannot use {path}, which is missing, damaged or of another script or environment: {error}")
+    return saved
+
+
+def all_sum(tensor):
+    if distributed.is_initialized():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def average_gradients(agent, weight):
+    """Mean over ranks of the gradients, weighted by the decisions that each rank had, in one all-reduce."""
+    if distributed.is_initialized():
+        gradients = [parameter.grad for parameter in agent.parameters()]
+        flat = all_sum(torch.cat([weight.view(1), weight * nn.utils.parameters_to_vector(gradients)]))
+        nn.utils.vector_to_parameters(flat[1:] / flat[0].clamp(min=1), gradients)
+
+
+def backward(loss, agent, batch, args):
+    """Add the gradient of loss(agent, batch, args) -> (scalar, metrics) to .grad; returns the metrics, detached."""
+    if args.compile and not torch.compiler.is_compiling():
+        torch._dynamo.config.trace_autograd_ops = True  # one graph for forward and backward
+        return torch.compile(backward, fullgraph=True)(loss, agent, batch, args)
+    total, metrics = loss(agent, batch, args)
+    total.backward()
+    return {name: metric.detach() for name, metric in metrics.items()}
+
+
+class Run:
+    """A run's device and rank, environments and agent, step and clock, folder and log, signals."""
+
+    def __init__(self, args):
+        found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
+        self.device = torch.device(found if args.device == "auto" else args.device)
+        if args.device not in ("auto", "cpu", found):
+            fail(f"--device {args.device}: this machine has none; auto takes what there is")
+        if distributed.is_torchelastic_launched() and not distributed.is_initialized():
+            if self.device.type == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        torch.set_num_threads(args.num_threads)
+        torch.manual_seed(args.seed)
+        self.args, self.step, self.seconds, self.signal, self.new_segment = args, 0, 0.0, 0, True
+        for number in (signal.SIGINT, signal.SIGTERM):  # before the environments' processes, which inherit it
+            signal.signal(number, lambda number, frame: setattr(self, "signal", number))
+        self.envs = make_envs(args, args.num_envs)
+        self.agent = Agent(self.envs, args).to(self.device)
+
+    def start(self, **parts):
+        """Name what a checkpoint holds; take up a run or make a new folder; open log and progress bar."""
+        args, self.parts, self.folder = self.args, parts, Path(self.args.resume or self.args.evaluate)
+        if args.resume or args.evaluate:
+            saved = load_checkpoint(self.folder, **parts)
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            if args.resume and self.step >= args.total_timesteps:
+                fail(f"{args.resume} ended with step {self.step}; --total-timesteps {2 * self.step} would extend it")
+        elif self.rank == 0:
+            self.folder = new_folder(f"{args.env_id.replace('/', '-').replace(':', '-')}__{SCRIPT}__{args.seed}")
+        if self.rank == 0 and not args.evaluate:
+            self.writer = SummaryWriter(self.folder, purge_step=self.step, max_queue=1000)
+            self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
+            self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", unit_scale=True, disable=None)
+        self.began, self.saved, self.logged = time.perf_counter() - self.seconds, self.step, self.step
+
+    def reset(self):
+        """Start a segment: seed every generator by (seed, step, rank) and reset the environments -> observations."""
+        self.new_segment = False
+        *seeds, env_seed = np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(4).tolist()
+        for seeder, seed in zip((random.seed, np.random.seed, torch.manual_seed), seeds, strict=True):
+            seeder(seed)
+        return torch.as_tensor(self.envs.reset(seed=env_seed)[0], dtype=torch.float32)
+
+    def env_step(self, action):
+        """Step all environments -> next_obs (N, D), reward, terminated, done (N,), to the device in one transfer."""
+        obs, reward, terminated, truncated, _ = self.envs.step(action.cpu().numpy())
+        self.step += self.args.num_envs * self.ranks
+        row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        if not np.isfinite(row).all():
+            what = "reward" if np.isfinite(obs).all() else "observation"
+            fail(f"a {what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
+        row = torch.as_tensor(row, device=self.device)
+        return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
+
+    def tick(self, metrics, optimizer):
+        """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
+        values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        if bad := [name for name, value in values.items() if not np.isfinite(value)]:
+            fail(f"{bad[0]} is {values[bad[0]]} at step {self.step}; {self.folder} keeps the last checkpoint")
+        args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
+        if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 1000):
+            self.logged, tags = self.step, {f"losses/{name}": value for name, value in values.items()}
+            tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
+            if self.envs.return_queue:
+                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
+                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
+            for tag, value in tags.items():
+                self.writer.add_scalar(tag, value, self.step)
+            self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
+            self.bar.update(self.step - self.bar.n)
+        stop = int(all_sum(torch.tensor(self.signal, device=self.device)))
+        if ended or stop or self.step - self.saved >= args.checkpoint_every:
+            self.saved, self.new_segment = self.step, True
+            if self.rank == 0:
+                self.save()
+        if stop:
+            print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
+            sys.exit(128 + self.signal)
+
+    def save(self):
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
+        state["args"] = asdict(self.args) | {"resume": "", "evaluate": ""}
+        with open(self.folder / "checkpoint.tmp", "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, self.folder / "checkpoint.pt")
+
+    def finish(self):
+        """Evaluate the policy, film it if asked, and print the line that other programs read; returns the agent."""
+        if self.rank == 0:
+            returns = evaluate(self.agent, self.args, self.args.eval_episodes, self.args.seed)
+            if not self.args.evaluate:
+                self.bar.close()
+                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+                self.writer.close()
+            if self.args.capture_video:
+                evaluate(self.agent, self.args, 1, self.args.seed, self.folder / "video")
+            score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
+            speed = f"{self.step} steps | {self.seconds:.1f} s | {self.step / self.seconds:.0f} steps/s"
+            print(score, speed, self.folder, sep=" | ")
+        return self.agent
+
+
+def new_folder(stem):
+    """Make runs/{stem}__{time}, of a later time for the second run of a second."""
+    for now in range(int(time.time()), sys.maxsize):
+        folder = Path("runs", f"{stem}__{now}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            fail(f"cannot write {folder}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    train(parse_args())
