@@ -17,6 +17,7 @@ which gymnasium resets an environment and ignores the action is left out of ever
 """
 
 import io
+import math
 import os
 import random
 import signal
@@ -26,7 +27,6 @@ import zipfile
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -35,7 +35,6 @@ import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import vector as wrappers
 from torch import distributed, nn
-from torch.distributions import Categorical, Independent, Normal
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -46,7 +45,7 @@ class Args:
     total_timesteps: int = 100_000  # environment steps in all, summed over environments
     num_envs: int = 16  # N, environments stepped side by side (on each rank)
     num_steps: int = 64  # T, steps of each environment per rollout
-    learning_rate: float = 2e-3  # Adam's step size
+    learning_rate: float = 3e-3  # Adam's step size
     anneal_lr: bool = True  # lower the learning rate linearly to 0
     gamma: float = 0.99  # discount, 0 to 1
     gae_lambda: float = 0.95  # 0 to 1: GAE is the TD error at 0, the whole return minus the value at 1
@@ -63,7 +62,7 @@ class Args:
     norm_reward: bool = False  # rewards divided by the running deviation of the discounted return
     hidden_size: int = 64  # units in each of the two hidden layers
     seed: int = 1  # the same seed and flags give the same bits on a CPU
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where networks and data live; auto: a GPU if there is one
+    device: str = "auto"  # where networks and data live: cpu, cuda, mps, or auto, which takes a GPU if there is one
     num_threads: int = 1  # torch's CPU threads; small networks lose time to more
     compile: bool = False  # torch.compile the loss and its gradient as one graph
     async_envs: bool = False  # step each environment in a process of its own
@@ -74,12 +73,12 @@ class Args:
     evaluate: str = ""  # play this run folder's policy, greedily, and do not train
 
     def check(self):
-        if (size := self.num_envs * self.num_steps) % self.num_minibatches:
-            fail(f"--num-minibatches {self.num_minibatches} does not divide --num-envs * --num-steps = {size}")
+        size = self.num_envs * self.num_steps
+        refuse(size % self.num_minibatches, f"--num-minibatches {self.num_minibatches} does not divide N * T = {size}")
 
 
 def mlp(inputs, hidden, outputs, gain):
-    """Two tanh layers, (..., inputs) -> (..., outputs); orthogonal weights, the last of this gain, and no bias at first."""
+    """Two tanh layers, (..., inputs) -> (..., outputs); orthogonal weights, the last of this gain; biases 0."""
     layers = [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, outputs)]
     for linear, scale in zip(layers[::2], (2**0.5, 2**0.5, gain), strict=True):
         nn.init.orthogonal_(linear.weight, scale)
@@ -99,24 +98,31 @@ class Agent(nn.Module):
         self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain=1.0), nn.Flatten(-2))
         self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
 
-    def policy(self, obs):
+    def log_prob(self, obs, action):
+        """log pi(a|s) and the entropy of pi, both (...), for normalised obs (..., D) and action (...) or (..., A)."""
+        output = self.actor(obs)
         if self.log_std is None:
-            return Categorical(logits=self.actor(obs), validate_args=False)
-        return Independent(Normal(self.actor(obs), self.log_std.exp(), validate_args=False), 1, validate_args=False)
+            log_probs = output.log_softmax(-1)
+            return log_probs.gather(-1, action[..., None])[..., 0], -(log_probs.exp() * log_probs).sum(-1)
+        z = (action - output) / self.log_std.exp()
+        constant = self.log_std + math.log(2 * math.pi) / 2
+        return -(z**2 / 2 + constant).sum(-1), (constant + 0.5).sum().expand(z.shape[:-1])
 
     @torch.inference_mode()
     def act(self, obs, greedy=False):
-        policy = self.policy(self.norm_obs(obs))
-        return policy.mode if greedy else policy.sample()
+        """Actions (N,) of a Discrete space or (N, A) of a Box for obs (N, D): sampled from pi, or its mode."""
+        output = self.actor(self.norm_obs(obs))
+        if self.log_std is None:
+            noise = -torch.empty_like(output).exponential_().log()  # Gumbel: the argmax is a sample of the softmax
+            return (output if greedy else output + noise).argmax(-1)
+        return output if greedy else output + self.log_std.exp() * torch.randn_like(output)
 
 
 def gae(reward, value, terminated, done, gamma, gae_lambda):
-    """Generalized advantage estimates (GAE eq. 16); terminated and done (terminated or truncated) are 1 or 0:
+    """Generalized advantage estimates (GAE eq. 16); terminated and done (terminated or truncated) are 1 or 0.
 
     delta[t] = reward[t] + gamma (1 - terminated[t]) value[t+1] - value[t]
-    advantage[t] = delta[t] + gamma lambda (1 - done[t]) advantage[t+1]
-
-    All (T, N), but value (T+1, N), which has that of the observation after the last -> (T, N).
+    advantage[t] = delta[t] + gamma lambda (1 - done[t]) advantage[t+1]         all (T, N), but value (T+1, N) -> (T, N)
     """
     delta = reward + gamma * (1 - terminated) * value[1:] - value[:-1]
     decay = gamma * gae_lambda * (1 - done)
@@ -127,14 +133,14 @@ def gae(reward, value, terminated, done, gamma, gae_lambda):
 
 
 def policy_loss(log_prob, old_log_prob, advantage, weight, clip_coef):
-    """-L^CLIP (PPO eq. 7): -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)], ratio = pi(a|s) / pi_old(a|s); (B,) -> ()."""
+    """-L^CLIP (PPO eq. 7): -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)], ratio = pi / pi_old; (B,) -> ()"""
     ratio = (log_prob - old_log_prob).exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -(weight @ torch.minimum(ratio * advantage, clipped * advantage))
 
 
 def value_loss(value, old_value, returns, weight, clip_coef=None):
-    """L^VF (PPO eq. 9): E[(V(s) - R)^2] / 2; with clip_coef, nothing to gain beyond old_value +- eps; (B,) -> ()."""
+    """L^VF (PPO eq. 9): E[(V(s) - R)^2] / 2; with clip_coef, nothing to gain beyond old_value +- eps; (B,) -> ()"""
     error = (value - returns) ** 2
     if clip_coef is not None:
         clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
@@ -149,43 +155,44 @@ def loss(agent, batch, args):
     if args.norm_adv:
         advantage = advantage - weight @ advantage
         advantage = advantage / ((weight @ advantage**2).sqrt() + 1e-8)
-    policy = agent.policy(obs)
-    log_prob = policy.log_prob(action)
+    log_prob, entropy = agent.log_prob(obs, action)
     l_clip = policy_loss(log_prob, old_log_prob, advantage, weight, args.clip_coef)
     l_value = value_loss(agent.critic(obs), old_value, returns, weight, args.clip_coef if args.clip_vloss else None)
-    entropy = weight @ policy.entropy()
+    entropy = weight @ entropy
     total = l_clip + args.vf_coef * l_value - args.ent_coef * entropy
 
     log_ratio = (log_prob - old_log_prob).detach()
     approx_kl = weight @ (log_ratio.exp() - 1 - log_ratio)  # unbiased and never negative (Schulman 2020)
     clipfrac = weight @ ((log_ratio.exp() - 1).abs() > args.clip_coef).float()
     unexplained = weight @ (returns - old_value) ** 2 / (weight @ (returns - weight @ returns) ** 2).clamp(min=1e-8)
-    metrics = {"policy_loss": l_clip, "value_loss": l_value, "entropy": entropy}
-    return total, metrics | {"approx_kl": approx_kl, "clipfrac": clipfrac, "explained_variance": 1 - unexplained}
+    metrics = {"policy_loss": l_clip, "value_loss": l_value, "entropy": entropy, "explained_variance": 1 - unexplained}
+    return total, metrics | {"approx_kl": approx_kl, "clipfrac": clipfrac}
 
 
 def update(agent, optimizer, batch, args):
     """One gradient step on one minibatch; returns detached metrics."""
+    parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
     metrics = backward(loss, agent, batch, args)
-    average_gradients(agent, batch[-1].sum())
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    average_gradients(parameters, batch[-1].sum())
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
     optimizer.step()
     return metrics
 
 
 def train(args):
     """Algorithm 1 of the paper: T steps in each of N environments, then advantages, then K epochs of minibatches."""
-    run = Run(args)
-    envs, agent, T, N = run.envs, run.agent, args.num_steps, args.num_envs
+    run, T, N = Run(args), args.num_steps, args.num_envs
+    envs, device = make_envs(args, N), run.device
+    agent = Agent(envs, args).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    run.start(agent=agent, optimizer=optimizer)
-    obs = torch.zeros(T + 1, *envs.observation_space.shape, device=run.device)
-    action = torch.as_tensor(np.stack([envs.action_space.sample()] * T), device=run.device)
-    reward, terminated, discounted = torch.zeros(3, T, N, device=run.device)
-    done = torch.zeros(T + 1, N, device=run.device)  # done[t]: obs[t] is its episode's last, so step t only resets
+    run.start(envs, agent=agent, optimizer=optimizer)
+    obs = torch.zeros(T + 1, *envs.observation_space.shape, device=device)
+    action = torch.as_tensor(np.stack([envs.action_space.sample()] * T), device=device)
+    reward, terminated, discounted = torch.zeros(3, T, N, device=device)
+    done = torch.zeros(T + 1, N, device=device)  # done[t]: obs[t] is its episode's last, so step t only resets
     while run.step < args.total_timesteps and not args.evaluate:
-        # Act: a rollout begins on the row that was one too many for the last.
+        # Act: a rollout begins on the row that was one too many for the last, or on fresh observations.
         obs[0], done[0] = obs[T], done[T]
         if run.new_segment:
             obs[0], done[0], discounted[-1] = run.reset(), 0, 0
@@ -197,7 +204,7 @@ def train(args):
         # Targets: one call of the critic on all T + 1 rows gives every value that a bootstrap needs.
         with torch.no_grad():
             valid, norm_obs = 1 - done[:T], agent.norm_obs(obs)
-            value, log_prob = agent.critic(norm_obs), agent.policy(norm_obs[:T]).log_prob(action)
+            value, (log_prob, _) = agent.critic(norm_obs), agent.log_prob(norm_obs[:T], action)
             scaled = agent.norm_reward.scale(reward, discounted, valid, args.gamma)
             advantage = gae(scaled, value, terminated, done[1:], args.gamma, args.gae_lambda)
             rollout = (norm_obs[:T], action, log_prob, value[:T], advantage, advantage + value[:T], valid)
@@ -206,7 +213,7 @@ def train(args):
 
         # Update: K epochs of minibatches.
         for _ in range(args.update_epochs):
-            for index in torch.randperm(T * N, device=run.device).chunk(args.num_minibatches):
+            for index in torch.randperm(T * N, device=device).chunk(args.num_minibatches):
                 metrics = update(agent, optimizer, [x[index] for x in rollout], args)
             if args.target_kl and all_sum(metrics["approx_kl"]) > args.target_kl * run.ranks:
                 break
@@ -215,7 +222,7 @@ def train(args):
 
 
 class RunningNorm(nn.Module):
-    """If on: x (T, N, size) -> (x - mean) / std, within +-10, by the statistics of all valid steps so far on all ranks."""
+    """If on: x (T, N, size) -> (x - mean) / std, within +-10, by the statistics of all valid steps on all ranks."""
 
     def __init__(self, size, on):
         super().__init__()
@@ -233,7 +240,7 @@ class RunningNorm(nn.Module):
         mean += total / count
 
     def scale(self, reward, discounted, valid, gamma):
-        """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1], within +-10."""
+        """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1]."""
         for t in range(len(reward) if self.on else 0):
             discounted[t] = reward[t] + gamma * valid[t] * discounted[t - 1]  # discounted[-1]: the last rollout's end
         self.update(discounted[..., None], valid)
@@ -245,26 +252,31 @@ class RunningNorm(nn.Module):
 SCRIPT = Path(__file__).stem
 
 
-def fail(message):
-    print(f"{SCRIPT}.py: error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
+def refuse(bad, message):
+    """If the input is bad: one line on standard error, and exit status 2."""
+    if bad:
+        print(f"{SCRIPT}.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_args():
     """Flags of the command line, over those of the run that --resume or --evaluate names, each in its range."""
-    box = io.StringIO()
     try:
-        with redirect_stderr(box):
-            args = tyro.cli(Args, description=__doc__)
+        with redirect_stderr(io.StringIO()) as box:
+            args = tyro.cli(Args, description=__doc__.splitlines()[0])
             if run := args.resume or args.evaluate:
-                args = tyro.cli(Args, default=Args(**load_checkpoint(run)["args"]))
-    except SystemExit as stop:
-        sys.exit(stop.code and fail(box.getvalue().encode("ascii", "ignore").decode().split(" error: ")[-1]))
+                saved = load_checkpoint(run)["args"]
+                args = tyro.cli(Args, default=Args(**saved))
+                refuse(args.env_id != saved["env_id"], f"--env-id {args.env_id}, but {run} is of {saved['env_id']}")
+    except SystemExit as end:
+        words = box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode()  # tyro frames its words
+        refuse(end.code, words.split(" error: ")[-1])
+        raise
     for name, value in vars(args).items():
-        low = int(type(value) is int and name not in ("seed", "learning_starts"))
+        low = 1 if type(value) is int and name not in ("seed", "learning_starts") else 0
         high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.float_info.max
-        if not isinstance(value, str) and not low <= value <= high:
-            fail(f"--{name.replace('_', '-')} {value} is not from {low} to {high:g}")
+        bad = not isinstance(value, str) and not low <= value <= high
+        refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
     args.check()
     return args
 
@@ -275,13 +287,14 @@ def make_envs(args, num_envs, **kwargs):
         envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
         if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
             envs = wrappers.FlattenObservation(envs)
-        mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
-        if mode not in (None, gym.vector.AutoresetMode.NEXT_STEP):
-            raise gym.error.Error(f"it resets by {mode}; these scripts need AutoresetMode.NEXT_STEP")
-        if not (isinstance(space, Box) and len(space.shape) == 1 or isinstance(space, Discrete) and space.start == 0):
-            raise gym.error.Error(f"its actions are {space}; these scripts need a Box of one axis or Discrete from 0")
     except (gym.error.Error, ImportError, NotImplementedError) as error:
-        fail(f"--env-id {args.env_id}: {error}")
+        refuse(True, f"--env-id {args.env_id}: {error}")
+    mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
+    refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
+    usable = (isinstance(space, Discrete) and space.start == 0) or (isinstance(space, Box) and len(space.shape) == 1)
+    refuse(
+        not usable, f"--env-id {args.env_id} acts in {space}; these scripts do in Discrete from 0 or Box of one axis"
+    )
     if isinstance(space, Box) and space.is_bounded():
         low, high, unit = space.low, space.high, Box(-1, 1, space.shape)
         envs = wrappers.TransformAction(envs, lambda a: low + (np.clip(a, -1, 1) + 1) / 2 * (high - low), None, unit)
@@ -293,44 +306,40 @@ def evaluate(agent, args, episodes, seed, video=None):
     envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
     if video:
         envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0)
-    obs, returns, playing = envs.reset(seed=seed)[0], np.zeros(episodes), np.ones(episodes, bool)
-    while playing.any():
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=next(agent.parameters()).device)
-        obs, _, _, _, info = envs.step(agent.act(obs, greedy=True).cpu().numpy())
-        if "episode" in info:
-            ended = playing & info["_episode"]
-            returns[ended] = info["episode"]["r"][ended]
-            playing &= ~ended
+    obs, returns, device = envs.reset(seed=seed)[0], np.full(episodes, np.nan), next(agent.parameters()).device
+    while np.isnan(returns).any():
+        action = agent.act(torch.as_tensor(obs, dtype=torch.float32, device=device), greedy=True)
+        obs, _, _, _, info = envs.step(action.cpu().numpy())
+        for i in np.flatnonzero(info.get("_episode", False) & np.isnan(returns)):
+            returns[i] = info["episode"]["r"][i]
     envs.close()
     return returns
 
 
 def load_checkpoint(run, **parts):
-    """Read a run folder's checkpoint.pt, executing nothing in it, and load its state into the parts."""
-    path = Path(run, "checkpoint.pt")
+    """Read a run folder's checkpoint, executing nothing in it, and load the parts from it."""
     try:
-        if zipfile.ZipFile(path).testzip():
-            raise ValueError("the checksums do not match")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["script"] != SCRIPT:
-            raise ValueError(f"it is of {saved['script']}.py")
+        path = Path(run, "checkpoint.pt")
+        saved = not zipfile.ZipFile(path).testzip() and torch.load(path, map_location="cpu", weights_only=True)
+        refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     except Exception as error:
-        fail(f"cannot use {path}, which is missing, damaged or of another script or environment: {error}")
+        refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
     return saved
 
 
 def all_sum(tensor):
+    """Sum over torchrun's ranks, in place."""
     if distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor
 
 
-def average_gradients(agent, weight):
-    """Mean over ranks of the gradients, weighted by the decisions that each rank had, in one all-reduce."""
+def average_gradients(parameters, weight):
+    """Mean of the gradients over ranks, each weighted by its number of decisions, in one all-reduce."""
     if distributed.is_initialized():
-        gradients = [parameter.grad for parameter in agent.parameters()]
+        gradients = [parameter.grad for parameter in parameters]
         flat = all_sum(torch.cat([weight.view(1), weight * nn.utils.parameters_to_vector(gradients)]))
         nn.utils.vector_to_parameters(flat[1:] / flat[0].clamp(min=1), gradients)
 
@@ -346,13 +355,14 @@ def backward(loss, agent, batch, args):
 
 
 class Run:
-    """A run's device and rank, environments and agent, step and clock, folder and log, signals."""
+    """Device and ranks, steps and seconds so far, folder, log, checkpoints and signals of one run."""
 
     def __init__(self, args):
         found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
+        refuse(
+            args.device not in ("auto", "cpu", found), f"--device {args.device} is not here; auto or {found} would do"
+        )
         self.device = torch.device(found if args.device == "auto" else args.device)
-        if args.device not in ("auto", "cpu", found):
-            fail(f"--device {args.device}: this machine has none; auto takes what there is")
         if distributed.is_torchelastic_launched() and not distributed.is_initialized():
             if self.device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -360,30 +370,40 @@ class Run:
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         torch.set_num_threads(args.num_threads)
         torch.manual_seed(args.seed)
-        self.args, self.step, self.seconds, self.signal, self.new_segment = args, 0, 0.0, 0, True
-        for number in (signal.SIGINT, signal.SIGTERM):  # before the environments' processes, which inherit it
+        self.args, self.step, self.seconds, self.new_segment, self.signal = args, 0, 0.0, True, 0
+        for number in (
+            () if args.evaluate else (signal.SIGINT, signal.SIGTERM)
+        ):  # inherited by the environments' processes
             signal.signal(number, lambda number, frame: setattr(self, "signal", number))
-        self.envs = make_envs(args, args.num_envs)
-        self.agent = Agent(self.envs, args).to(self.device)
 
-    def start(self, **parts):
-        """Name what a checkpoint holds; take up a run or make a new folder; open log and progress bar."""
-        args, self.parts, self.folder = self.args, parts, Path(self.args.resume or self.args.evaluate)
-        if args.resume or args.evaluate:
+    def start(self, envs, **parts):
+        """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
+        args, self.envs, self.parts = self.args, envs, parts
+        self.folder = Path(args.resume or args.evaluate)
+        if self.folder.name:
             saved = load_checkpoint(self.folder, **parts)
             self.step, self.seconds = saved["step"], saved["seconds"]
-            if args.resume and self.step >= args.total_timesteps:
-                fail(f"{args.resume} ended with step {self.step}; --total-timesteps {2 * self.step} would extend it")
-        elif self.rank == 0:
-            self.folder = new_folder(f"{args.env_id.replace('/', '-').replace(':', '-')}__{SCRIPT}__{args.seed}")
+            finished = args.resume and self.step >= args.total_timesteps
+            refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
+        while self.rank == 0 and not self.folder.name:
+            env_id, now = args.env_id.replace("/", "-").replace(":", "-"), int(time.time())
+            folder = Path("runs", f"{env_id}__{SCRIPT}__{args.seed}__{now}")
+            try:
+                folder.mkdir(parents=True)
+                self.folder = folder
+            except FileExistsError:
+                time.sleep(0.1)  # another run of this second has it
+            except OSError as error:
+                refuse(True, f"cannot write {folder}: {error.strerror}")
         if self.rank == 0 and not args.evaluate:
             self.writer = SummaryWriter(self.folder, purge_step=self.step, max_queue=1000)
             self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
             self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", unit_scale=True, disable=None)
-        self.began, self.saved, self.logged = time.perf_counter() - self.seconds, self.step, self.step
+        self.began, self.told = time.perf_counter() - self.seconds, self.seconds
+        self.saved, self.logged = self.step, self.step
 
     def reset(self):
-        """Start a segment: seed every generator by (seed, step, rank) and reset the environments -> observations."""
+        """Start a segment: seed every generator by (seed, step, rank), reset the environments -> obs (N, D)."""
         self.new_segment = False
         *seeds, env_seed = np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(4).tolist()
         for seeder, seed in zip((random.seed, np.random.seed, torch.manual_seed), seeds, strict=True):
@@ -391,79 +411,79 @@ class Run:
         return torch.as_tensor(self.envs.reset(seed=env_seed)[0], dtype=torch.float32)
 
     def env_step(self, action):
-        """Step all environments -> next_obs (N, D), reward, terminated, done (N,), to the device in one transfer."""
+        """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
         obs, reward, terminated, truncated, _ = self.envs.step(action.cpu().numpy())
         self.step += self.args.num_envs * self.ranks
         row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
         if not np.isfinite(row).all():
-            what = "reward" if np.isfinite(obs).all() else "observation"
-            fail(f"a {what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
+            what = "a reward" if np.isfinite(obs).all() else "an observation"
+            refuse(True, f"{what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
         row = torch.as_tensor(row, device=self.device)
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
     def tick(self, metrics, optimizer):
         """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
         values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-        if bad := [name for name, value in values.items() if not np.isfinite(value)]:
-            fail(f"{bad[0]} is {values[bad[0]]} at step {self.step}; {self.folder} keeps the last checkpoint")
+        bad = [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)]
+        refuse(bad, f"{', '.join(bad)} at step {self.step}; {self.folder} keeps the last checkpoint")
         args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
         if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 1000):
             self.logged, tags = self.step, {f"losses/{name}": value for name, value in values.items()}
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
-            if self.envs.return_queue:
-                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
-                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
+            for name, queue in (("return", self.envs.return_queue), ("length", self.envs.length_queue)):
+                tags |= {f"charts/episodic_{name}": np.mean(queue)} if queue else {}
             for tag, value in tags.items():
                 self.writer.add_scalar(tag, value, self.step)
             self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
             self.bar.update(self.step - self.bar.n)
+            if self.bar.disable and self.seconds > self.told + 10:  # no terminal: a line now and then
+                self.told = self.seconds
+                print(f"{self.step} steps, {self.bar.postfix}, {self.step / self.seconds:.0f} steps/s", file=sys.stderr)
         stop = int(all_sum(torch.tensor(self.signal, device=self.device)))
         if ended or stop or self.step - self.saved >= args.checkpoint_every:
-            self.saved, self.new_segment = self.step, True
-            if self.rank == 0:
-                self.save()
+            self.save()
+            if self.rank == 0 and not ended and not stop:
+                returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed)
+                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
         if stop:
-            print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
+            if self.rank == 0:
+                self.bar.close()
+                print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
             sys.exit(128 + self.signal)
 
     def save(self):
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
-        state["args"] = asdict(self.args) | {"resume": "", "evaluate": ""}
-        with open(self.folder / "checkpoint.tmp", "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, self.folder / "checkpoint.pt")
+        """Replace the checkpoint at once, whole; what follows is a new segment, as it will be after --resume."""
+        self.saved, self.new_segment = self.step, True
+        if self.rank == 0:
+            state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
+            state["args"] = asdict(self.args) | {"resume": "", "evaluate": ""}
+            with open(self.folder / "checkpoint.tmp", "wb") as file:
+                torch.save(state | {name: part.state_dict() for name, part in self.parts.items()}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.folder / "checkpoint.pt")
+            self.writer.flush()
 
     def finish(self):
-        """Evaluate the policy, film it if asked, and print the line that other programs read; returns the agent."""
+        """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""
+        args, agent = self.args, self.parts["agent"]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         if self.rank == 0:
-            returns = evaluate(self.agent, self.args, self.args.eval_episodes, self.args.seed)
-            if not self.args.evaluate:
+            if not args.evaluate:
                 self.bar.close()
+            returns = evaluate(agent, args, args.eval_episodes, args.seed)
+            if not args.evaluate:
                 self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
                 self.writer.close()
-            if self.args.capture_video:
-                evaluate(self.agent, self.args, 1, self.args.seed, self.folder / "video")
+            if args.capture_video:
+                evaluate(agent, args, 1, args.seed, self.folder / "video")
             score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
             speed = f"{self.step} steps | {self.seconds:.1f} s | {self.step / self.seconds:.0f} steps/s"
             print(score, speed, self.folder, sep=" | ")
-        return self.agent
-
-
-def new_folder(stem):
-    """Make runs/{stem}__{time}, of a later time for the second run of a second."""
-    for now in range(int(time.time()), sys.maxsize):
-        folder = Path("runs", f"{stem}__{now}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"cannot write {folder}: {error.strerror}")
+        return agent
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for --env-id module:Id
     train(parse_args())

@@ -1,0 +1,171 @@
+"""What the benchmarks share: arguments, processes, the line and log that a run leaves, tables as CSV, provenance."""
+
+import csv
+import importlib.metadata
+import io
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import redirect_stderr
+from datetime import datetime, timezone
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+PROVENANCE = ("date", "commit", "command", "python", "torch", "gymnasium", "numpy", "stable_baselines3", "cpu", "cores")
+LAST_LINE = re.compile(
+    r"eval_return=(?P<eval_return>\S+) \+/- (?P<eval_std>\S+) \((?P<episodes>\d+) episodes\)"
+    r" \| (?P<steps>\d+) steps \| (?P<seconds>\S+) s \| (?P<steps_per_second>\S+) steps/s \| (?P<folder>.+)"
+)
+
+
+def fail(message, status=2):
+    """Say in one line what is wrong and end the program."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse_args(cls, description, argv):
+    """Command-line arguments -> an instance of the dataclass cls; one line and exit status 2 if they are wrong."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(cls, description=description, args=argv)
+    except SystemExit as stop:
+        if stop.code:
+            fail(box.getvalue().encode("ascii", "ignore").decode().split(" error: ")[-1])
+        raise
+
+
+def parse_seeds(text):
+    """'1-3,7' -> [1, 2, 3, 7]."""
+    seeds = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            fail(f"--seeds {text}: give numbers and ranges, such as 1-20 or 1,3,7-9")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(seeds)) < len(seeds):
+        fail(f"--seeds {text} names a seed twice")
+    return seeds
+
+
+def git(*arguments):
+    """What git prints in this repository, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def version(package):
+    """Installed version of a package, empty if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def cpu_model():
+    """The processor's name as the system gives it."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def provenance():
+    """Columns that say where a row comes from; a change outside benchmarks/results/ makes the commit '-dirty'."""
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    dirty = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    words = [word.replace(f"{ROOT}{os.sep}", "") for word in sys.argv[1:]]
+    values = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit + ("-dirty" if dirty else ""),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "python": platform.python_version(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+    }
+    values |= {name: version(name) for name in ("torch", "gymnasium", "numpy", "stable_baselines3")}
+    return {name: values[name] for name in PROVENANCE}
+
+
+def start(command, folder):
+    """Start a process in a folder, with its two outputs in files there (a full pipe would stop it)."""
+    with open(Path(folder, "stdout"), "wb") as out, open(Path(folder, "stderr"), "wb") as err:
+        return subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+
+
+def stop(process):
+    """End a process that was started here, and wait until it has."""
+    if process.returncode is None:
+        process.terminate()
+        process.wait()
+
+
+def last_line(folder, stream):
+    """Last line with something on it that the process in this folder wrote to 'stdout' or 'stderr'; may be empty."""
+    lines = Path(folder, stream).read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def parse_last_line(line):
+    """The line with which every script ends -> its numbers and its folder; None if it is another line."""
+    match = LAST_LINE.fullmatch(line)
+    if not match:
+        return None
+    values = match.groupdict()
+    values |= {name: float(values[name]) for name in ("eval_return", "eval_std", "seconds", "steps_per_second")}
+    values |= {name: int(values[name]) for name in ("episodes", "steps")}
+    return values
+
+
+def read_scalars(run_folder, *tags):
+    """A dictionary {step: value} for each tag of a run's TensorBoard events."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow, so not for --help
+
+    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload()
+    known = events.Tags()["scalars"]
+    return [{event.step: event.value for event in events.Scalars(tag)} if tag in known else {} for tag in tags]
+
+
+def read_clock(run_folder):
+    """{step: seconds since training began} by the script's own clock, which charts/SPS has divided into the step."""
+    (rates,) = read_scalars(run_folder, "charts/SPS")
+    return {step: step / rate for step, rate in rates.items()}
+
+
+def solved_at(run_folder, threshold):
+    """First logged step at which the mean return of the last 20 training episodes is at least threshold, or None."""
+    (returns,) = read_scalars(run_folder, "charts/episodic_return")
+    return next((step for step, value in sorted(returns.items()) if value >= threshold), None)
+
+
+def append_rows(path, columns, rows):
+    """Add rows to a CSV file, which is made with its folder and header if it is not there."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            if not file.tell():
+                writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        fail(f"--out {path}: cannot write it: {error.strerror}")
+
+
+def open_rows(path, columns):
+    """Rows of a CSV file, as dictionaries of strings; makes sure, before anything is measured, that it takes more."""
+    append_rows(path, columns, [])
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(columns):
+            fail(f"--out {path} has other columns than this command writes; give a new name, or move it away")
+        return list(reader)

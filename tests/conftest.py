@@ -1,0 +1,30 @@
+"""One thread everywhere (the tests share the cores), the scripts importable, and what a run changes put back."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A run inside the test process takes over SIGINT and SIGTERM; give them back, or Ctrl-C would not end the tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A fresh working folder: scripts write runs/ where they are started."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,167 @@
+"""What the tests share: the table of scripts, and the ways to run one and to read what it leaves."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script's row: its small environments, the flags of a small run, the steps between two of its updates, its tags."""
+
+    env_ids: tuple
+    short: tuple
+    period: int
+    losses: tuple
+
+
+SCRIPTS = {
+    "ppo": Script(
+        env_ids=("CartPole-v1", "Pendulum-v1"),
+        short=shlex.split(
+            "--num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 2 --hidden-size 8 --eval-episodes 2"
+        ),
+        period=32,
+        losses=("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"),
+    ),
+}
+
+LAST_LINE = re.compile(
+    r"eval_return=(?P<mean>-?\d+\.\d\d) \+/- (?P<deviation>\d+\.\d\d) \((?P<episodes>\d+) episodes\)"
+    r" \| (?P<steps>\d+) steps \| (?P<seconds>\d+\.\d) s \| (?P<speed>\d+) steps/s"
+    r" \| (?P<folder>runs/(?P<env_id>[^ ]+)__(?P<script>\w+)__(?P<seed>\d+)__(?P<time>\d{10}))"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    mean: float
+    deviation: float
+    episodes: int
+    steps: int
+    seconds: float
+    speed: float
+    folder: Path
+
+
+def last_line(stdout):
+    """The line that other programs read: the last on standard output, and of its exact form."""
+    lines = stdout.splitlines()
+    assert lines, "nothing on standard output"
+    match = LAST_LINE.fullmatch(lines[-1])
+    assert match, f"not of the form that other programs read: {lines[-1]}"
+    return Result(*(kind(match[name]) for name, kind in Result.__annotations__.items()))
+
+
+def environment():
+    """The tests' own environments are importable as probes:Id, and no script takes more than one thread."""
+    return os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+
+
+def start(script, *flags, cwd, launcher=()):
+    """A script's process, started by its command line."""
+    command = [sys.executable, *launcher, str(ROOT / f"{script}.py"), *map(str, flags)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def run(script, *flags, cwd, launcher=(), timeout=150):
+    """Run a script to its end by its command line -> exit status, standard output, standard error."""
+    process = start(script, *flags, cwd=cwd, launcher=launcher)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+def run_ok(script, *flags, cwd, **kwargs):
+    """Run a script that must succeed -> the result that its last line gives."""
+    status, stdout, stderr = run(script, *flags, cwd=cwd, **kwargs)
+    assert status == 0, f"{script} {flags} ended with {status}: {stderr}"
+    return last_line(stdout)
+
+
+def parse(script, *flags):
+    """The Args that a command line gives, without the seconds that a process of its own would take to start."""
+    module = importlib.import_module(script)
+    with mock.patch.object(sys, "argv", [f"{script}.py", *map(str, flags)]):
+        return module.parse_args()
+
+
+def train(script, *flags):
+    """A run inside this process, in its working folder -> the agent, and the result that its last line gives."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        agent = importlib.import_module(script).train(parse(script, *flags))
+    return agent, last_line(stdout.getvalue())
+
+
+def end(script, *flags):
+    """A run inside this process that ends the program -> exit status, standard output, standard error."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            importlib.import_module(script).train(parse(script, *flags))
+        except SystemExit as stop:
+            status = stop.code
+    return status, stdout.getvalue(), stderr.getvalue()
+
+
+def checkpoint(folder):
+    return torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
+
+
+def differences(one, other, path=""):
+    """The places at which two nests of dicts, lists and tensors are not the same bits."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [place for key in one for place in differences(one[key], other[key], f"{path}/{key}")]
+    if isinstance(one, list | tuple) and type(one) is type(other) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [place for index, pair in pairs for place in differences(*pair, f"{path}/{index}")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
+    return [] if one == other else [path]
+
+
+def state(folder):
+    """What a checkpoint holds of the run itself: all but the clock and the flags."""
+    return {name: part for name, part in checkpoint(folder).items() if name not in ("seconds", "args")}
+
+
+def scalars(folder):
+    """TensorBoard's events of a run: tag -> [(step, value), ...]."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def readme_blocks(*languages, text=None):
+    """The README's fenced code blocks of these languages, in order."""
+    text = (ROOT / "README.md").read_text() if text is None else text
+    return [block for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S) if language in languages]
+
+
+def readme_commands(text=None):
+    """The commands of the README's shell blocks, each a list of words; lines that end in a backslash are joined."""
+    commands = []
+    for block in readme_blocks("sh", "bash", "shell", "console", text=text):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.removeprefix("$ ").split("&&"):
+                if words := shlex.split(part, comments=True):
+                    commands.append(words)
+    return commands

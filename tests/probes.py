@@ -1,0 +1,230 @@
+"""Environments with known answers, with unusual spaces, and with faults; importable as probes:Id."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+
+class Probe(gym.Env):
+    """Zero observations, reward 1, a true end after `length` steps; each probe changes one thing."""
+
+    observation_space = Box(-1, 1, (1,), np.float32)
+    action_space = Discrete(2)
+    length = 1
+
+    def observe(self):
+        return np.zeros(1, np.float32)
+
+    def reward(self, action):
+        return 1.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        reward = self.reward(action)
+        self.t += 1
+        return self.observe(), reward, self.t >= self.length, False, {}
+
+
+class SeenReward(Probe):
+    """One step, whose reward is the observation: -1 or 1, drawn at each reset."""
+
+    def observe(self):
+        if self.t == 0:
+            self.sign = self.np_random.choice([-1.0, 1.0])
+        return np.array([self.sign], np.float32)
+
+    def reward(self, action):
+        return self.sign
+
+
+class ActionReward(Probe):
+    """One step, whose reward is 1 for action 1 and -1 for action 0."""
+
+    def reward(self, action):
+        return 2.0 * action - 1
+
+
+class BoxActionReward(Probe):
+    """One step; best are 0.75 of [0, 1] and -2 of [-4, 4], which is 0.5 and -0.5 on the policy's scale of -1 to 1."""
+
+    action_space = Box(np.array([0, -4], np.float32), np.array([1, 4], np.float32))
+
+    def reward(self, action):
+        return -(((action[0] - 0.75) / 0.5) ** 2) - ((action[1] + 2) / 4) ** 2
+
+
+class DelayedReward(Probe):
+    """Two steps: the first step's action is paid at the second, 1 for action 1; the observation is the step."""
+
+    length = 2
+
+    def observe(self):
+        return np.array([self.t % 2], np.float32)
+
+    def reward(self, action):
+        if self.t == 0:
+            self.first = action
+            return 0.0
+        return float(self.first)
+
+
+class Endless(Probe):
+    """Reward 1 for ever; the observation alternates, so that a time limit's last observation is also a usual one."""
+
+    length = np.inf
+
+    def observe(self):
+        return np.array([self.t % 2], np.float32)
+
+
+class EndsAtFive(Probe):
+    """Reward 1 on each of five steps, then a true end; the observation is the step, one-hot."""
+
+    observation_space = Box(0, 1, (5,), np.float32)
+    length = 5
+
+    def observe(self):
+        return np.eye(6, 5, dtype=np.float32)[self.t]
+
+
+class FirstEpisodePays(Probe):
+    """Episodes of 1 to 9 steps, by the seed; reward 1 in the first after seeding and 100 in those after it."""
+
+    def reset(self, *, seed=None, options=None):
+        out = super().reset(seed=seed)
+        self.pay = 1.0 if seed is not None else 100.0
+        self.length = int(self.np_random.integers(1, 10))
+        return out
+
+    def reward(self, action):
+        return self.pay
+
+
+class Spy(Probe):
+    """Notes the seeds, the actions and the greedy action's observations; bounds differ from dimension to dimension."""
+
+    observation_space = Box(-1, 1, (3,), np.float32)
+    action_space = Box(np.array([-2, 0, 10], np.float32), np.array([2, 1, 30], np.float32))
+    length = 7
+    seeds, actions = [], []
+
+    def observe(self):
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.seeds.append(seed)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.actions.append(np.array(action))
+        return super().step(action)
+
+
+class UnboundedSpy(Spy):
+    """Actions without bounds, which nothing may rescale or clip."""
+
+    action_space = Box(-np.inf, np.inf, (1,), np.float32)
+    seeds, actions = [], []
+
+    def reward(self, action):
+        return -((action[0] - 3.0) ** 2)
+
+
+class DictObs(Probe):
+    """A Dict: the reward is in one of its entries, as the action that is right."""
+
+    observation_space = Dict({"noise": Box(-1, 1, (2, 2), np.float32), "right": Discrete(2)})
+
+    def observe(self):
+        if self.t == 0:
+            self.right = int(self.np_random.integers(2))
+        return {"noise": self.np_random.uniform(-1, 1, (2, 2)).astype(np.float32), "right": self.right}
+
+    def reward(self, action):
+        return 1.0 if action == self.right else -1.0
+
+
+class DiscreteObs(DictObs):
+    observation_space = Discrete(2)
+
+    def observe(self):
+        return super().observe()["right"]
+
+
+class ImageObs(DictObs):
+    """A small picture of bytes: its left half or its right half is lit."""
+
+    observation_space = Box(0, 255, (4, 4, 1), np.uint8)
+
+    def observe(self):
+        image = np.zeros((4, 4, 1), np.uint8)
+        image[:, 2 * super().observe()["right"] :][:, :2] = 255
+        return image
+
+
+class Fault(Probe):
+    """Counts its own steps; at step `when`, one quantity is of a bad value, or the step raises."""
+
+    length = 7
+
+    def __init__(self, quantity, value=np.nan, when=40):
+        self.quantity, self.value, self.when, self.count = quantity, value, when, 0
+
+    def reset(self, **kwargs):
+        self.count += 1  # the step that resets is a step of the vector environment too
+        obs, info = super().reset(**kwargs)
+        return (obs * np.nan if self.quantity == "reset" else obs), info
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        self.count += 1
+        if self.count == self.when + 1:  # the first reset was counted as well
+            if self.quantity == "raise":
+                raise RuntimeError("the simulator broke")
+            if self.quantity == "observation":
+                obs = obs + np.float32(self.value)
+            if self.quantity == "reward":
+                reward = self.value
+        return obs, reward, *rest
+
+
+class ActsInMultiBinary(Probe):
+    action_space = MultiBinary(3)
+
+
+class ActsInMultiDiscrete(Probe):
+    action_space = MultiDiscrete([2, 3])
+
+
+class ActsInMatrix(Probe):
+    action_space = Box(-1, 1, (2, 2), np.float32)
+
+
+class ActsFromOne(Probe):
+    action_space = Discrete(3, start=1)
+
+
+def same_step(num_envs, **kwargs):
+    return SyncVectorEnv([Probe] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+for probe in list(vars().values()):
+    if isinstance(probe, type) and issubclass(probe, Probe) and probe is not Fault:
+        gym.register(f"{probe.__name__}-v0", probe, disable_env_checker=True)
+gym.register("NeverEnds-v0", Endless, max_episode_steps=5, disable_env_checker=True)
+gym.register("SameStep-v0", Probe, vector_entry_point=same_step)
+for name, kwargs in {
+    "NanObservation": {"quantity": "observation"},
+    "InfObservation": {"quantity": "observation", "value": np.inf},
+    "NanReward": {"quantity": "reward"},
+    "InfReward": {"quantity": "reward", "value": -np.inf},
+    "NanReset": {"quantity": "reset"},
+    "Raises": {"quantity": "raise"},
+}.items():
+    gym.register(f"{name}-v0", Fault, kwargs=kwargs, disable_env_checker=True)

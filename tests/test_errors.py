@@ -1,0 +1,287 @@
+"""Bad input is one line on standard error that names it, exit status 2, and nothing lost."""
+
+import pickle
+import shutil
+import zipfile
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from harness import SCRIPTS, checkpoint, end, run, train
+from torch import nn
+
+EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+
+
+def assert_refused(outcome, script, *words):
+    """Status 2, nothing on standard output, and one line that says which script and has these words."""
+    status, stdout, stderr = outcome
+    assert (status, stdout) == (2, ""), stderr
+    assert stderr.endswith("\n") and len(stderr.splitlines()) == 1, f"not one line: {stderr}"
+    assert stderr.startswith(f"{script}.py: error: ")
+    for word in words:
+        assert word in stderr, f"{word} is not in: {stderr}"
+
+
+def no_runs(folder):
+    return not (folder / "runs").exists()
+
+
+ENVIRONMENTS = {
+    # --env-id: words of the line
+    "CartPol-v1": ["CartPol", "Did you mean: `CartPole`?"],
+    "CartPole-v7": ["CartPole", "v1"],
+    "not an id": ["not an id"],
+    "no_such_module:CartPole-v1": ["no_such_module"],
+    "probes:NoSuch-v0": ["NoSuch"],
+    "probes:ActsInMultiBinary-v0": ["MultiBinary(3)", "Discrete", "Box"],
+    "probes:ActsInMultiDiscrete-v0": ["MultiDiscrete([2 3])", "Discrete", "Box"],
+    "probes:ActsInMatrix-v0": ["(2, 2)", "Discrete", "Box"],
+    "probes:ActsFromOne-v0": ["start=1", "Discrete", "Box"],
+    "probes:SameStep-v0": ["SAME_STEP", "NEXT_STEP"],
+}
+
+
+@EACH_SCRIPT
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_unusable_environment(script, env_id, folder):
+    assert_refused(end(script, "--env-id", env_id), script, "--env-id", env_id, *ENVIRONMENTS[env_id])
+    assert no_runs(folder)
+
+
+@EACH_SCRIPT
+def test_every_number_is_in_its_range(script, folder):
+    """Of every flag that takes a number: what is below its range, above it, no number, or of another type."""
+    for field in fields(import_module(script).Args):
+        bad = {
+            int: ["-1", "x", "1.5", "nan", *([] if field.name in ("seed", "learning_starts") else ["0"])],
+            float: ["-0.1", "x", "nan", "inf", "-inf"] + ["1.01"] * (field.name in ("gamma", "gae_lambda", "tau")),
+        }.get(field.type, [])
+        flag = f"--{field.name.replace('_', '-')}"
+        for value in bad:
+            assert_refused(end(script, flag, value), script, flag, value)
+    assert no_runs(folder)
+
+
+@EACH_SCRIPT
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--no-such-flag", "3"], ["--no-such-flag"]),
+        (["--num-envs"], ["--num-envs"]),
+        (["stray"], ["stray"]),
+        (["--capture-video", "maybe"], ["maybe"]),
+        (["--device", "tpu"], ["--device", "tpu", "cpu"]),
+        (["--seed", str(2**64)], ["--seed"]),
+        (["--resume", "runs/none"], ["runs/none", "missing"]),
+        (["--evaluate", "runs/none"], ["runs/none", "missing"]),
+    ],
+)
+def test_bad_flags(script, flags, words, folder):
+    assert_refused(end(script, *flags), script, *words)
+    assert no_runs(folder)
+
+
+@pytest.mark.parametrize("script", ["ppo"])
+@pytest.mark.parametrize("minibatches", [3, 2048])
+def test_minibatches_divide_the_batch(script, minibatches, folder):
+    flags = ("--num-envs", 16, "--num-steps", 64, "--num-minibatches", minibatches)
+    assert_refused(end(script, *flags), script, "--num-minibatches", str(minibatches), "1024")
+    assert no_runs(folder)
+
+
+@EACH_SCRIPT
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="here is one")
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_absent_device(script, device, folder):
+    assert_refused(end(script, "--device", device), script, "--device", device, "cpu")
+    assert no_runs(folder)
+
+
+@EACH_SCRIPT
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--env-id", "CartPol-v1"], ["--env-id", "CartPole"]),
+        (["--gamma", "nan"], ["--gamma", "nan"]),
+        (["--num-envs", "many"], ["--num-envs", "many"]),
+    ],
+)
+def test_the_shell_sees_the_same(script, flags, words, tmp_path):
+    """By the command line: no warning of a library beside the line, and the exit status of the process."""
+    assert_refused(run(script, *flags, cwd=tmp_path), script, *words)
+    assert no_runs(tmp_path)
+
+
+@EACH_SCRIPT
+def test_run_folder_that_cannot_be_written(script, folder):
+    (folder / "runs").write_text("a file where a folder should be")
+    assert_refused(end(script), script, "cannot write", "runs")
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def trained(request, tmp_path_factory):
+    """A run of each script, to copy and to damage."""
+    script, path = request.param, tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        _, result = train(script, *SCRIPTS[script].short, "--total-timesteps", SCRIPTS[script].period)
+    return script, path / result.folder
+
+
+@pytest.fixture
+def damaged(trained, folder):
+    """A copy of the run -> script, its folder, its checkpoint."""
+    shutil.copytree(trained[1], folder / "copy")
+    return trained[0], Path("copy"), Path("copy", "checkpoint.pt")
+
+
+def assert_checkpoint_refused(script, path, *words):
+    """Neither --evaluate nor --resume takes it, and both leave the folder as it is."""
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    for flags in (["--evaluate", path], ["--resume", path, "--total-timesteps", 10**6]):
+        assert_refused(end(script, *flags), script, str(path), *words)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert not Path("runs").exists()
+
+
+def test_missing_checkpoint(damaged):
+    script, folder, path = damaged
+    path.unlink()
+    assert_checkpoint_refused(script, folder, "checkpoint.pt", "missing")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.9, -1])
+def test_truncated_checkpoint(damaged, keep):
+    script, folder, path = damaged
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    assert_checkpoint_refused(script, folder, "checkpoint.pt", "damaged")
+
+
+def test_flipped_bit(damaged):
+    """One bit in the middle of each record of the file, weights and pickle alike."""
+    script, folder, path = damaged
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        records = [record for record in archive.infolist() if record.file_size]
+    assert len(records) > 10
+    for record in records:
+        name, extra = (int.from_bytes(whole[record.header_offset + k :][:2], "little") for k in (26, 28))
+        middle = record.header_offset + 30 + name + extra + record.file_size // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+        assert_refused(end(script, "--evaluate", folder), script, "checkpoint.pt", "damaged")
+
+
+def test_not_a_checkpoint(damaged):
+    script, folder, path = damaged
+    content = checkpoint(folder)
+    others = {
+        "a text": lambda: path.write_text("hello"),
+        "a list": lambda: torch.save([1, 2], path),
+        "weights alone": lambda: torch.save(nn.Linear(2, 2).state_dict(), path),
+        "a script's name alone": lambda: torch.save({"script": script}, path),
+        "no flags": lambda: torch.save({**content, "args": None}, path),
+        "a flag of another version": lambda: torch.save({**content, "args": content["args"] | {"old": 1}}, path),
+        "no weights": lambda: torch.save({name: part for name, part in content.items() if name != "agent"}, path),
+        "a zip of something else": lambda: zipfile.ZipFile(path, "w").writestr("hello", "hello"),
+    }
+    for write in others.values():
+        write()
+        assert_checkpoint_refused(script, folder, "checkpoint.pt")
+
+
+class Exploit:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_nothing_in_a_checkpoint_is_executed(damaged):
+    script, folder, path = damaged
+    torch.save({**checkpoint(folder), "agent": Exploit()}, path)
+    assert_checkpoint_refused(script, folder, "checkpoint.pt")
+    path.write_bytes(pickle.dumps(Exploit()))
+    assert_checkpoint_refused(script, folder, "checkpoint.pt")
+    assert not Path("executed").exists()
+    pickle.loads(path.read_bytes())  # the exploit does work where it is let
+    assert Path("executed").exists()
+
+
+def test_checkpoint_of_another_script(damaged):
+    script, folder, path = damaged
+    torch.save({**checkpoint(folder), "script": "another"}, path)
+    assert_checkpoint_refused(script, folder, "another.py")
+
+
+def test_checkpoint_of_another_environment(damaged):
+    script, folder, _ = damaged
+    for flags in (["--evaluate", folder], ["--resume", folder, "--total-timesteps", 10**6]):
+        assert_refused(end(script, *flags, "--env-id", "probes:Spy-v0"), script, str(folder), "environment")
+
+
+def faulty(script, env_id, *flags):
+    """Flags of a run with a checkpoint after each update, in whose first environment something fails at its step 40."""
+    ends = ("--total-timesteps", 100 * SCRIPTS[script].period, "--checkpoint-every", SCRIPTS[script].period)
+    return ("--env-id", f"probes:{env_id}", *SCRIPTS[script].short, *ends, *flags)
+
+
+def assert_last_checkpoint_is_kept(script, folder):
+    """Step 40 of two environments is step 80; the run goes on from the last checkpoint before it."""
+    (run_folder,) = folder.glob("runs/*")
+    saved = 80 // SCRIPTS[script].period * SCRIPTS[script].period
+    assert checkpoint(run_folder)["step"] == saved
+    total = saved + SCRIPTS[script].period  # ends before the environment fails again
+    _, result = train(script, "--resume", run_folder.relative_to(folder), "--total-timesteps", total)
+    assert result.steps == total
+
+
+@EACH_SCRIPT
+@pytest.mark.parametrize(
+    ("env_id", "quantity"),
+    [
+        ("NanObservation-v0", "observation"),
+        ("InfObservation-v0", "observation"),
+        ("NanReward-v0", "reward"),
+        ("InfReward-v0", "reward"),
+    ],
+)
+def test_a_number_that_is_none_stops_the_run(script, env_id, quantity, folder):
+    assert_refused(end(script, *faulty(script, env_id)), script, quantity, "step 80")
+    assert_last_checkpoint_is_kept(script, folder)
+
+
+@EACH_SCRIPT
+def test_a_first_observation_that_is_none_stops_the_run(script, folder):
+    assert_refused(end(script, *faulty(script, "NanReset-v0")), script, "observation", "step 0")
+
+
+@EACH_SCRIPT
+def test_a_loss_that_is_none_stops_the_run(script, folder):
+    """Weights that overflow: the line names what, and the checkpoint on disk is of before."""
+    flags = ("--env-id", SCRIPTS[script].env_ids[-1], *SCRIPTS[script].short, "--checkpoint-every", "1")
+    status, stdout, stderr = end(script, *flags, "--learning-rate", "1e30", "--max-grad-norm", "1e30")
+    assert_refused((status, stdout, stderr), script, " step ")
+    assert any(f"{loss} is nan" in stderr or f"{loss} is inf" in stderr for loss in SCRIPTS[script].losses), stderr
+    for path in folder.glob("runs/*"):
+        if (path / "checkpoint.pt").exists():
+            assert all(weight.isfinite().all() for weight in checkpoint(path)["agent"].values())
+
+
+@EACH_SCRIPT
+def test_an_environment_that_raises_keeps_its_traceback(script, folder):
+    status, stdout, stderr = run(script, *faulty(script, "Raises-v0"), cwd=folder)
+    assert (status, stdout) == (1, "")
+    assert "Traceback" in stderr and "probes.py" in stderr
+    assert stderr.strip().splitlines()[-1] == "RuntimeError: the simulator broke"
+    assert_last_checkpoint_is_kept(script, folder)
+
+
+@EACH_SCRIPT
+def test_environments_in_processes_end_with_the_run(script, folder):
+    """An environment that raises in a process of its own must not leave the script waiting for the others."""
+    status, stdout, stderr = run(script, *faulty(script, "Raises-v0"), "--async-envs", cwd=folder, timeout=60)
+    assert (status, stdout) == (1, "")
+    assert "RuntimeError: the simulator broke" in stderr
+    assert_last_checkpoint_is_kept(script, folder)

@@ -1,0 +1,193 @@
+"""The same numbers through Stable-Baselines3's own functions, which nobody here wrote."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.logger import Logger
+
+import ppo
+
+close = torch.testing.assert_close
+GAMMA, LAMBDA = 0.97, 0.9
+
+
+def rollout(seed, T=24, N=3):
+    """A random rollout under next-step autoreset: after each end, a step that only resets, of reward 0."""
+    rng = np.random.default_rng(seed)
+    chance = rng.choice([0.0, 0.1, 0.5, 1.0])
+    done = np.zeros((T + 1, N), bool)  # done[t]: obs[t] is its episode's last
+    done[0] = rng.random(N) < chance
+    for t in range(T):
+        done[t + 1] = (rng.random(N) < chance) & ~done[t]
+    terminated = done[1:] & (rng.random((T, N)) < 0.5)
+    reward = np.where(done[:-1], 0, rng.normal(size=(T, N)))
+    return reward, rng.normal(size=(T + 1, N)), terminated, done
+
+
+def buffer_of(reward, value, episode_start):
+    """Stable-Baselines3's buffer of one environment, filled by its own `add`."""
+    steps = len(reward)
+    box = gym.spaces.Box(-1, 1, (1,))
+    buffer = RolloutBuffer(steps, box, box, device="cpu", gae_lambda=LAMBDA, gamma=GAMMA)
+    for t in range(steps):
+        zero = np.zeros((1, 1), np.float32)
+        args = (np.array([x]) for x in (reward[t], episode_start[t]))
+        buffer.add(zero, zero, *args, torch.tensor([value[t]]), torch.zeros(1))
+    return buffer
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_gae(seed):
+    """Stable-Baselines3 has no reset steps, and at a truncation adds gamma V(last observation) to the reward."""
+    reward, value, terminated, done = rollout(seed)
+    tensors = [torch.tensor(x, dtype=torch.float32) for x in (reward, value, terminated, done[1:])]
+    advantage = ppo.gae(*tensors, GAMMA, LAMBDA)
+    for n in range(reward.shape[1]):
+        decided = ~done[:-1, n]
+        cut = done[1:, n] & ~terminated[:, n]
+        bootstrapped = (reward[:, n] + GAMMA * cut * value[1:, n])[decided]
+        ended = done[1:, n][decided]
+        buffer = buffer_of(bootstrapped, value[:-1, n][decided], np.concatenate([[True], ended[:-1]]))
+        buffer.compute_returns_and_advantage(torch.tensor([value[-1, n]]), ended[-1:])
+        mine = advantage[torch.tensor(decided), n]
+        close(mine, torch.tensor(buffer.advantages[:, 0]), rtol=1e-4, atol=1e-5)
+        returns = mine + tensors[1][:-1, n][torch.tensor(decided)]
+        close(returns, torch.tensor(buffer.returns[:, 0]), rtol=1e-4, atol=1e-5)
+
+
+class Notes(Logger):
+    """Keeps what Stable-Baselines3 logs of an update."""
+
+    def __init__(self):
+        super().__init__(None, [])
+
+    def record(self, key, value, exclude=None):
+        self.name_to_value[key] = value
+
+
+def pair(env_id, flags, clip_range_vf=None):
+    """Our agent and Stable-Baselines3's, of the same random weights and flags."""
+    torch.manual_seed(0)
+    args = ppo.Args(env_id=env_id, hidden_size=16, norm_adv=False, **flags)
+    agent = ppo.Agent(ppo.make_envs(args, 1), args)
+    for parameter in agent.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs = PPO(
+        "MlpPolicy",
+        env_id,
+        learning_rate=args.learning_rate,
+        n_steps=32,
+        batch_size=32,
+        n_epochs=1,
+        normalize_advantage=False,
+        clip_range=args.clip_coef,
+        clip_range_vf=clip_range_vf,
+        ent_coef=args.ent_coef,
+        vf_coef=args.vf_coef / 2,  # our value loss has the paper's E[(V - R)^2] / 2, theirs the plain mean
+        max_grad_norm=args.max_grad_norm,
+        policy_kwargs={"net_arch": [16, 16], "activation_fn": torch.nn.Tanh},
+        device="cpu",
+    )
+    theirs.set_logger(Notes())
+    for mine, other in matched(agent, theirs.policy):
+        other.data.copy_(mine)
+    return args, agent, theirs
+
+
+def linear(*modules):
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+
+
+def matched(agent, policy):
+    """Pairs of the same parameter in our agent and in Stable-Baselines3's policy: all of either's parameters."""
+    pairs = [
+        *zip(linear(agent.actor), linear(policy.mlp_extractor.policy_net, policy.action_net), strict=True),
+        *zip(linear(agent.critic), linear(policy.mlp_extractor.value_net, policy.value_net), strict=True),
+    ]
+    if agent.log_std is not None:
+        pairs.append((agent.log_std, policy.log_std))
+    assert len(pairs) == len(list(agent.parameters())) == len(list(policy.parameters()))
+    return pairs
+
+
+def batch_of(agent, seed, size=32, moved=0.3):
+    """Decisions under an older policy and value than the agent's, whose ratios lie in and beyond the clip range."""
+    rng = torch.manual_seed(seed)
+    obs = torch.randn(size, agent.actor[0].in_features, generator=rng)
+    with torch.no_grad():
+        action = agent.policy(obs).sample()
+        old_log_prob = agent.policy(obs).log_prob(action) + moved * torch.randn(size, generator=rng)
+        old_value = agent.critic(obs) + moved * torch.randn(size, generator=rng)
+    advantage = 2 * torch.randn(size, generator=rng)
+    return [obs, action, old_log_prob, old_value, advantage, old_value + advantage]
+
+
+def with_reset_steps(batch):
+    """The same decisions among reset steps of other content, which Stable-Baselines3's buffer never holds."""
+    padded = [torch.cat([x, 2 * x[:9].flip(0) if x.is_floating_point() else x[:9]]) for x in batch]
+    order = torch.randperm(len(padded[0]), generator=torch.manual_seed(0))
+    valid = torch.cat([torch.ones(len(batch[0])), torch.zeros(9)])
+    return [x[order] for x in (*padded, valid)]
+
+
+def their_update(theirs, batch):
+    obs, action, old_log_prob, old_value, advantage, returns = (x.numpy() for x in batch)
+    buffer = theirs.rollout_buffer
+    buffer.reset()
+    buffer.observations[:, 0], buffer.actions[:, 0] = obs, action.reshape(len(obs), -1)
+    buffer.log_probs[:, 0], buffer.values[:, 0] = old_log_prob, old_value
+    buffer.advantages[:, 0], buffer.returns[:, 0] = advantage, returns
+    buffer.pos, buffer.full = len(obs), True
+    theirs.train()
+    return theirs.logger.name_to_value
+
+
+SETTINGS = {
+    "defaults": {},
+    "entropy": {"ent_coef": 0.05, "vf_coef": 1.3, "clip_coef": 0.1},
+    "no norm bound": {"max_grad_norm": 1e3, "learning_rate": 1e-3},
+}
+
+
+def check_update(env_id, flags, batch_maker, **kwargs):
+    args, agent, theirs = pair(env_id, flags, **kwargs)
+    batch = batch_maker(agent)
+    before = [parameter.detach().clone() for parameter in agent.parameters()]
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
+    metrics = ppo.update(agent, optimizer, with_reset_steps(batch), args)
+    logged = their_update(theirs, batch)
+    for mine, other in matched(agent, theirs.policy):
+        close(mine.detach(), other.detach(), rtol=1e-5, atol=1e-6)
+    pairs = zip(before, agent.parameters(), strict=True)
+    assert all((old - new).abs().max() > args.learning_rate / 10 for old, new in pairs), "a parameter did not move"
+    for name, value in {
+        "policy_loss": logged["train/policy_gradient_loss"],
+        "value_loss": logged["train/value_loss"] / 2,
+        "entropy": -logged["train/entropy_loss"],
+        "approx_kl": logged["train/approx_kl"],
+        "clipfrac": logged["train/clip_fraction"],
+    }.items():
+        assert metrics[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_one_update_gives_the_same_weights(env_id, setting):
+    check_update(env_id, SETTINGS[setting], lambda agent: batch_of(agent, seed=1))
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_one_update_with_clipped_values_gives_the_same_weights(env_id):
+    """Where the clipped error is the larger one or equal, the paper code's maximum is Stable-Baselines3's clipped error."""
+
+    def batch(agent):
+        rows = batch_of(agent, seed=2)
+        value, old_value = agent.critic(rows[0]).detach(), rows[3]
+        rows[5] = value + 2 * (value - old_value)  # the value has moved towards the return
+        return rows
+
+    check_update(env_id, {"clip_vloss": True, "clip_coef": 0.2}, batch, clip_range_vf=0.2)

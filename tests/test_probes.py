@@ -1,0 +1,49 @@
+"""Environments so small that the right values and actions are known: each catches one kind of wrong target."""
+
+import pytest
+import torch
+from harness import train
+
+SOLVE = {
+    "ppo": "--gamma 0.9 --total-timesteps 6144 --num-envs 8 --num-steps 32 --num-minibatches 1 --update-epochs 10 "
+    "--learning-rate 1e-2 --hidden-size 16"
+}
+ZERO, SIGNS, STAGES = torch.tensor([[0.0]]), torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.0], [1.0]])
+
+
+def solve(script, env_id):
+    return train(script, "--env-id", f"probes:{env_id}", *SOLVE[script].split())
+
+
+@pytest.mark.parametrize("script", SOLVE)
+@pytest.mark.parametrize(
+    ("env_id", "obs", "values", "action"),
+    [
+        ("Probe-v0", ZERO, [1.0], None),  # one step of reward 1, then a true end
+        ("SeenReward-v0", SIGNS, [-1.0, 1.0], None),  # the reward is what was seen
+        ("ActionReward-v0", ZERO, [1.0], 1),  # the reward is for action 1, and that is taken in the end
+        ("DelayedReward-v0", STAGES, [0.9, 1.0], 1),  # reward 1 at the second step: gamma before it, then 1
+        ("NeverEnds-v0", STAGES, [10.0, 10.0], None),  # a time limit is no end: 1 + 0.9 + 0.81 + ... = 1 / (1 - 0.9)
+        ("EndsAtFive-v0", torch.eye(5), [4.0951, 3.439, 2.71, 1.9, 1.0], None),  # a true end: 1 + 0.9 + ... 0.9^4
+    ],
+)
+def test_values_and_choice(script, env_id, obs, values, action, folder):
+    agent, _ = solve(script, env_id)
+    torch.testing.assert_close(agent.critic(obs).detach(), torch.tensor(values), rtol=0.02, atol=0)
+    if action is not None:
+        assert agent.act(obs, greedy=True)[0] == action
+        assert agent.policy(obs).probs[0, action] > 0.95
+
+
+@pytest.mark.parametrize("script", SOLVE)
+def test_the_best_paid_point_is_chosen(script, folder):
+    agent, _ = solve(script, "BoxActionReward-v0")
+    torch.testing.assert_close(agent.act(ZERO, greedy=True), torch.tensor([[0.5, -0.5]]), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("script", SOLVE)
+@pytest.mark.parametrize("env_id", ["DictObs-v0", "DiscreteObs-v0", "ImageObs-v0"])
+def test_every_observation_that_flattens_is_learnt_from(script, env_id, folder):
+    """The right action is told by one entry of a Dict, by a Discrete, by which half of an image is lit."""
+    _, result = solve(script, env_id)
+    assert (result.mean, result.deviation) == (1.0, 0.0)

@@ -1,0 +1,174 @@
+"""A run that was stopped and resumed is the run that was never stopped, bit by bit."""
+
+import os
+import random
+import re
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from harness import SCRIPTS, checkpoint, differences, end, parse, start, state, train
+
+EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+RUNS = [
+    ("ppo", "CartPole-v1", ()),
+    ("ppo", "Pendulum-v1", ("--norm-obs", "--norm-reward")),
+]
+
+
+def small(script, segments, *flags, env_id=None):
+    """The flags of a run of so many segments: 16 updates, in which episodes end, and then a checkpoint."""
+    row = SCRIPTS[script]
+    ends = ("--total-timesteps", segments * 16 * row.period, "--checkpoint-every", 16 * row.period)
+    return ("--env-id", env_id or row.env_ids[0], *row.short, *ends, *flags)
+
+
+def wait(process, cwd, checkpoints, seconds=60):
+    """Return soon after a process has put so many checkpoints in place."""
+    seen, deadline = None, time.monotonic() + seconds
+    while checkpoints:
+        assert process.poll() is None, f"ended before it could be stopped: {process.stderr.read()}"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        now = [path.stat().st_mtime_ns for path in cwd.glob("runs/*/checkpoint.pt")]
+        checkpoints, seen = checkpoints - (now != (seen or [])), now
+        time.sleep(0.005)
+
+
+def stop(number, script, *flags, cwd, checkpoints):
+    """Start a run, send it a signal at some moment after so many checkpoints -> exit status, output, errors."""
+    process = start(script, *flags, cwd=cwd)
+    try:
+        wait(process, cwd, checkpoints)
+        time.sleep(random.uniform(0, 0.2))
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+@pytest.mark.parametrize(("script", "env_id", "flags"), RUNS)
+def test_killed_three_times_and_resumed_is_never_stopped(script, env_id, flags, folder):
+    flags = small(script, 12, *flags, env_id=env_id)
+    resume = ()
+    for _ in range(3):
+        # A resumed run finds a checkpoint, which `wait` counts as its first.
+        status, *_ = stop(signal.SIGKILL, script, *(resume or flags), cwd=folder, checkpoints=3)
+        assert status == -signal.SIGKILL
+        (run,) = folder.glob("runs/*")
+        resume = ("--resume", run.relative_to(folder))
+        assert 0 < checkpoint(run)["step"] < checkpoint(run)["args"]["total_timesteps"]
+    _, result = train(script, *resume)
+
+    os.mkdir("never_stopped")
+    os.chdir("never_stopped")
+    _, expected = train(script, *flags)
+    assert differences(state(run), state(expected.folder)) == []
+    assert (result.mean, result.deviation, result.steps) == (expected.mean, expected.deviation, expected.steps)
+
+
+@EACH_SCRIPT
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(script, folder):
+    def weights(*flags):
+        return state(train(script, *small(script, 2, *flags))[1].folder)
+
+    one, same, other = weights(), weights(), weights("--seed", "2")
+    assert differences(one, same) == []
+    assert any("agent" in place for place in differences(one, other))
+
+
+@EACH_SCRIPT
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_resume(script, number, folder):
+    status, stdout, stderr = stop(number, script, *small(script, 1000), cwd=folder, checkpoints=2)
+    assert status == 128 + number
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    (run,) = folder.glob("runs/*")
+    saved = checkpoint(run)["step"]
+    assert re.search(rf"\bstep {saved}\b", stderr)
+
+    # The words after "python" are the command to go on with; here it is given an end that is near.
+    words = shlex.split(stderr.strip().splitlines()[-1].partition("python ")[2])
+    assert words == [f"{script}.py", "--resume", str(run.relative_to(folder))]
+    _, result = train(script, *words[1:], "--total-timesteps", saved + 100)
+    assert saved + 100 <= result.steps < saved + 100 + SCRIPTS[script].period
+    assert result.folder == run.relative_to(folder)
+
+
+@EACH_SCRIPT
+def test_a_checkpoint_is_flushed_before_it_is_put_in_place(script, folder, monkeypatch):
+    """A machine that fails in the middle of saving leaves the old checkpoint, whole, and the run goes on from it."""
+    _, whole = train(script, *small(script, 3))
+    flush, calls = os.fsync, []
+
+    def fail_at_the_second(file):
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError("the disk is gone")
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", fail_at_the_second)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(script, *small(script, 3))
+    monkeypatch.undo()
+    os.chdir(folder)
+    (run,) = {path for path in Path("runs").iterdir()} - {whole.folder}
+    assert checkpoint(run)["step"] == 16 * SCRIPTS[script].period
+    train(script, "--resume", run)
+    assert differences(state(run), state(whole.folder)) == []
+
+
+@EACH_SCRIPT
+def test_a_longer_total_extends_a_finished_run(script, folder):
+    """Without annealing, whose slope is of the total, two segments and two more are four."""
+    steady = ("--no-anneal-lr",) if hasattr(parse(script), "anneal_lr") else ()
+    _, short = train(script, *small(script, 2, *steady))
+    _, longer = train(script, *small(script, 4, *steady))
+    total = 4 * 16 * SCRIPTS[script].period
+    _, extended = train(script, "--resume", short.folder, "--total-timesteps", total)
+    assert (extended.steps, extended.folder) == (total, short.folder)
+    assert differences(state(short.folder), state(longer.folder)) == []
+    assert checkpoint(short.folder)["args"]["total_timesteps"] == total
+
+
+@EACH_SCRIPT
+def test_resuming_a_finished_run_says_so(script, folder):
+    _, result = train(script, *small(script, 1))
+    before = (result.folder / "checkpoint.pt").read_bytes()
+    status, stdout, stderr = end(script, "--resume", result.folder)
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+    assert str(result.folder) in stderr and str(result.steps) in stderr and "--total-timesteps" in stderr
+    assert (result.folder / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(("script", "env_id", "flags"), RUNS)
+def test_evaluate_gives_the_evaluation_that_training_ended_with(script, env_id, flags, folder):
+    agent, trained = train(script, *small(script, 2, *flags, env_id=env_id))
+    before = {path: path.read_bytes() for path in trained.folder.rglob("*") if path.is_file()}
+    played, result = train(script, "--evaluate", trained.folder)
+    assert (result.mean, result.deviation, result.episodes) == (trained.mean, trained.deviation, trained.episodes)
+    assert (result.steps, result.folder) == (trained.steps, trained.folder)
+    assert differences(agent.state_dict(), played.state_dict()) == []
+    assert {path: path.read_bytes() for path in trained.folder.rglob("*") if path.is_file()} == before
+    assert list(Path("runs").iterdir()) == [trained.folder]
+
+
+@EACH_SCRIPT
+def test_flags_beside_evaluate_win(script, folder):
+    _, trained = train(script, *small(script, 1))
+    assert train(script, "--evaluate", trained.folder, "--eval-episodes", 5)[1].episodes == 5
+
+
+@pytest.mark.parametrize("flags", [("--norm-obs",), ("--norm-obs", "--norm-reward")])
+def test_running_statistics_are_in_the_checkpoint(flags, folder):
+    """Without them an evaluation plays another policy than was trained, the commonest mistake with this feature."""
+    agent, trained = train("ppo", *small("ppo", 1, *flags, env_id="Pendulum-v1"))
+    obs = torch.tensor([[0.3, -0.4, 5.0]])
+    assert (agent.norm_obs(obs) - obs).abs().min() > 1e-3
+    played, _ = train("ppo", "--evaluate", trained.folder)
+    assert torch.equal(played.norm_obs(obs), agent.norm_obs(obs))
+    assert torch.equal(played.act(obs, greedy=True), agent.act(obs, greedy=True))
