@@ -237,6 +237,7 @@ class RunningNorm(nn.Module):
         n, total, squares = all_sum(torch.stack([(valid[..., None] * (x - mean) ** k).sum((0, 1)) for k in range(3)]))
         count += n
         variance += (squares - n * variance) / count - (total / count) ** 2
+        variance.clamp_(min=0)  # rounding
         mean += total / count
 
     def scale(self, reward, discounted, valid, gamma):
@@ -266,15 +267,15 @@ def parse_args():
             args = tyro.cli(Args, description=__doc__.splitlines()[0])
             if run := args.resume or args.evaluate:
                 saved = load_checkpoint(run)["args"]
-                args = tyro.cli(Args, default=Args(**saved))
-                refuse(args.env_id != saved["env_id"], f"--env-id {args.env_id}, but {run} is of {saved['env_id']}")
+                args = tyro.cli(Args, default=saved)
+                refuse(args.env_id != saved.env_id, f"--env-id {args.env_id}, but {run} is of {saved.env_id}")
     except SystemExit as end:
-        words = box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode()  # tyro frames its words
-        refuse(end.code, words.split(" error: ")[-1])
+        words = box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode()  # without tyro's frame
+        refuse(end.code, words.removeprefix(f"{SCRIPT}.py: error: "))
         raise
     for name, value in vars(args).items():
         low = 1 if type(value) is int and name not in ("seed", "learning_starts") else 0
-        high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.float_info.max
+        high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.maxsize if type(value) is int else 1e300
         bad = not isinstance(value, str) and not low <= value <= high
         refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
     args.check()
@@ -322,6 +323,7 @@ def load_checkpoint(run, **parts):
         path = Path(run, "checkpoint.pt")
         saved = not zipfile.ZipFile(path).testzip() and torch.load(path, map_location="cpu", weights_only=True)
         refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
+        saved["args"] = Args(**saved["args"])
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     except Exception as error:
@@ -371,15 +373,15 @@ class Run:
         torch.set_num_threads(args.num_threads)
         torch.manual_seed(args.seed)
         self.args, self.step, self.seconds, self.new_segment, self.signal = args, 0, 0.0, True, 0
-        for number in (
-            () if args.evaluate else (signal.SIGINT, signal.SIGTERM)
-        ):  # inherited by the environments' processes
-            signal.signal(number, lambda number, frame: setattr(self, "signal", number))
+        numbers = () if args.evaluate else (signal.SIGINT, signal.SIGTERM)  # the environments' processes inherit this
+        self.handlers = {n: signal.signal(n, lambda n, frame: setattr(self, "signal", n)) for n in numbers}
 
     def start(self, envs, **parts):
         """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
         args, self.envs, self.parts = self.args, envs, parts
         self.folder = Path(args.resume or args.evaluate)
+        blind = args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ())
+        refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
         if self.folder.name:
             saved = load_checkpoint(self.folder, **parts)
             self.step, self.seconds = saved["step"], saved["seconds"]
@@ -396,7 +398,7 @@ class Run:
             except OSError as error:
                 refuse(True, f"cannot write {folder}: {error.strerror}")
         if self.rank == 0 and not args.evaluate:
-            self.writer = SummaryWriter(self.folder, purge_step=self.step, max_queue=1000)
+            self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
             self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
             self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", unit_scale=True, disable=None)
         self.began, self.told = time.perf_counter() - self.seconds, self.seconds
@@ -408,24 +410,29 @@ class Run:
         *seeds, env_seed = np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(4).tolist()
         for seeder, seed in zip((random.seed, np.random.seed, torch.manual_seed), seeds, strict=True):
             seeder(seed)
-        return torch.as_tensor(self.envs.reset(seed=env_seed)[0], dtype=torch.float32)
+        obs, _ = self.envs.reset(seed=env_seed)
+        self.check_finite(obs, "an observation")
+        return torch.as_tensor(obs, dtype=torch.float32)
+
+    def check_finite(self, values, what):
+        bad = not np.isfinite(values).all()
+        refuse(bad, f"{what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
 
     def env_step(self, action):
         """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
         obs, reward, terminated, truncated, _ = self.envs.step(action.cpu().numpy())
         self.step += self.args.num_envs * self.ranks
         row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
-        if not np.isfinite(row).all():
-            what = "a reward" if np.isfinite(obs).all() else "an observation"
-            refuse(True, f"{what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
+        self.check_finite(obs, "an observation")
+        self.check_finite(reward, "a reward")
         row = torch.as_tensor(row, device=self.device)
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
     def tick(self, metrics, optimizer):
         """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
         values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-        bad = [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)]
-        refuse(bad, f"{', '.join(bad)} at step {self.step}; {self.folder} keeps the last checkpoint")
+        for name, value in values.items():
+            self.check_finite(value, name)
         args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
         if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 1000):
             self.logged, tags = self.step, {f"losses/{name}": value for name, value in values.items()}
@@ -435,7 +442,7 @@ class Run:
             for tag, value in tags.items():
                 self.writer.add_scalar(tag, value, self.step)
             self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
-            self.bar.update(self.step - self.bar.n)
+            self.bar.update(min(self.step, args.total_timesteps) - self.bar.n)
             if self.bar.disable and self.seconds > self.told + 10:  # no terminal: a line now and then
                 self.told = self.seconds
                 print(f"{self.step} steps, {self.bar.postfix}, {self.step / self.seconds:.0f} steps/s", file=sys.stderr)
@@ -467,8 +474,8 @@ class Run:
     def finish(self):
         """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""
         args, agent = self.args, self.parts["agent"]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         if self.rank == 0:
             if not args.evaluate:
                 self.bar.close()
@@ -476,11 +483,11 @@ class Run:
             if not args.evaluate:
                 self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
                 self.writer.close()
-            if args.capture_video:
-                evaluate(agent, args, 1, args.seed, self.folder / "video")
             score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
             speed = f"{self.step} steps | {self.seconds:.1f} s | {self.step / self.seconds:.0f} steps/s"
             print(score, speed, self.folder, sep=" | ")
+            if args.capture_video:
+                evaluate(agent, args, 1, args.seed, self.folder / "video")
         return agent
 
 

@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """A run inside the test process takes over SIGINT and SIGTERM; give them back, or Ctrl-C would not end the tests."""
+    """A run in the test process takes over SIGINT and SIGTERM: give them back, or Ctrl-C would not end the tests."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

@@ -21,7 +21,7 @@ ROOT = TESTS.parent
 
 @dataclass(frozen=True)
 class Script:
-    """A script's row: its small environments, the flags of a small run, the steps between two of its updates, its tags."""
+    """A script's row: environments that it solves, flags of a small run, steps between two of its updates, its tags."""
 
     env_ids: tuple
     short: tuple
@@ -40,6 +40,7 @@ SCRIPTS = {
     ),
 }
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 LAST_LINE = re.compile(
     r"eval_return=(?P<mean>-?\d+\.\d\d) \+/- (?P<deviation>\d+\.\d\d) \((?P<episodes>\d+) episodes\)"
     r" \| (?P<steps>\d+) steps \| (?P<seconds>\d+\.\d) s \| (?P<speed>\d+) steps/s"
@@ -153,7 +154,11 @@ def scalars(folder):
 def readme_blocks(*languages, text=None):
     """The README's fenced code blocks of these languages, in order."""
     text = (ROOT / "README.md").read_text() if text is None else text
-    return [block for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S) if language in languages]
+    return [
+        block
+        for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S)
+        if language in languages
+    ]
 
 
 def readme_commands(text=None):

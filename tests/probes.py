@@ -58,6 +58,15 @@ class BoxActionReward(Probe):
         return -(((action[0] - 0.75) / 0.5) ** 2) - ((action[1] + 2) / 4) ** 2
 
 
+class UnboundedActionReward(Probe):
+    """One step; actions have no bounds, and best is 3."""
+
+    action_space = Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reward(self, action):
+        return -((action[0] - 3) ** 2)
+
+
 class DelayedReward(Probe):
     """Two steps: the first step's action is paid at the second, 1 for action 1; the observation is the step."""
 
@@ -106,7 +115,7 @@ class FirstEpisodePays(Probe):
 
 
 class Spy(Probe):
-    """Notes the seeds, the actions and the greedy action's observations; bounds differ from dimension to dimension."""
+    """Notes the seeds and the actions that it gets; bounds differ from dimension to dimension."""
 
     observation_space = Box(-1, 1, (3,), np.float32)
     action_space = Box(np.array([-2, 0, 10], np.float32), np.array([2, 1, 30], np.float32))
@@ -124,16 +133,6 @@ class Spy(Probe):
     def step(self, action):
         self.actions.append(np.array(action))
         return super().step(action)
-
-
-class UnboundedSpy(Spy):
-    """Actions without bounds, which nothing may rescale or clip."""
-
-    action_space = Box(-np.inf, np.inf, (1,), np.float32)
-    seeds, actions = [], []
-
-    def reward(self, action):
-        return -((action[0] - 3.0) ** 2)
 
 
 class DictObs(Probe):
@@ -169,22 +168,20 @@ class ImageObs(DictObs):
 
 
 class Fault(Probe):
-    """Counts its own steps; at step `when`, one quantity is of a bad value, or the step raises."""
+    """Counts the vector environment's steps; at step `when`, one quantity is of a bad value, or the step raises."""
 
-    length = 7
+    def __init__(self, quantity, value=np.nan, when=37, length=7):
+        self.quantity, self.value, self.when, self.length, self.count = quantity, value, when, length, 0
 
-    def __init__(self, quantity, value=np.nan, when=40):
-        self.quantity, self.value, self.when, self.count = quantity, value, when, 0
-
-    def reset(self, **kwargs):
-        self.count += 1  # the step that resets is a step of the vector environment too
-        obs, info = super().reset(**kwargs)
+    def reset(self, *, seed=None, options=None):
+        self.count += seed is None  # a reset without a seed is a step of the vector environment
+        obs, info = super().reset(seed=seed)
         return (obs * np.nan if self.quantity == "reset" else obs), info
 
     def step(self, action):
         obs, reward, *rest = super().step(action)
         self.count += 1
-        if self.count == self.when + 1:  # the first reset was counted as well
+        if self.count == self.when:
             if self.quantity == "raise":
                 raise RuntimeError("the simulator broke")
             if self.quantity == "observation":
@@ -224,7 +221,7 @@ for name, kwargs in {
     "InfObservation": {"quantity": "observation", "value": np.inf},
     "NanReward": {"quantity": "reward"},
     "InfReward": {"quantity": "reward", "value": -np.inf},
-    "NanReset": {"quantity": "reset"},
+    "NanReset": {"quantity": "reset", "length": 1000},
     "Raises": {"quantity": "raise"},
 }.items():
     gym.register(f"{name}-v0", Fault, kwargs=kwargs, disable_env_checker=True)

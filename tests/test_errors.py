@@ -106,7 +106,6 @@ def test_absent_device(script, device, folder):
     [
         (["--env-id", "CartPol-v1"], ["--env-id", "CartPole"]),
         (["--gamma", "nan"], ["--gamma", "nan"]),
-        (["--num-envs", "many"], ["--num-envs", "many"]),
     ],
 )
 def test_the_shell_sees_the_same(script, flags, words, tmp_path):
@@ -218,19 +217,19 @@ def test_checkpoint_of_another_script(damaged):
 def test_checkpoint_of_another_environment(damaged):
     script, folder, _ = damaged
     for flags in (["--evaluate", folder], ["--resume", folder, "--total-timesteps", 10**6]):
-        assert_refused(end(script, *flags, "--env-id", "probes:Spy-v0"), script, str(folder), "environment")
+        assert_refused(end(script, *flags, "--env-id", "probes:Spy-v0"), script, str(folder), "probes:Spy-v0")
 
 
 def faulty(script, env_id, *flags):
-    """Flags of a run with a checkpoint after each update, in whose first environment something fails at its step 40."""
+    """Flags of a run with a checkpoint after each update, in whose first environment something fails at its step 37."""
     ends = ("--total-timesteps", 100 * SCRIPTS[script].period, "--checkpoint-every", SCRIPTS[script].period)
     return ("--env-id", f"probes:{env_id}", *SCRIPTS[script].short, *ends, *flags)
 
 
 def assert_last_checkpoint_is_kept(script, folder):
-    """Step 40 of two environments is step 80; the run goes on from the last checkpoint before it."""
+    """Step 37 of two environments is step 74; the run goes on from the last checkpoint before it."""
     (run_folder,) = folder.glob("runs/*")
-    saved = 80 // SCRIPTS[script].period * SCRIPTS[script].period
+    saved = 74 // SCRIPTS[script].period * SCRIPTS[script].period
     assert checkpoint(run_folder)["step"] == saved
     total = saved + SCRIPTS[script].period  # ends before the environment fails again
     _, result = train(script, "--resume", run_folder.relative_to(folder), "--total-timesteps", total)
@@ -248,13 +247,13 @@ def assert_last_checkpoint_is_kept(script, folder):
     ],
 )
 def test_a_number_that_is_none_stops_the_run(script, env_id, quantity, folder):
-    assert_refused(end(script, *faulty(script, env_id)), script, quantity, "step 80")
+    assert_refused(end(script, *faulty(script, env_id)), script, quantity, "step 74")
     assert_last_checkpoint_is_kept(script, folder)
 
 
 @EACH_SCRIPT
 def test_a_first_observation_that_is_none_stops_the_run(script, folder):
-    assert_refused(end(script, *faulty(script, "NanReset-v0")), script, "observation", "step 0")
+    assert_refused(end(script, *faulty(script, "NanReset-v0")), script, "observation", " step ")
 
 
 @EACH_SCRIPT
@@ -270,18 +269,16 @@ def test_a_loss_that_is_none_stops_the_run(script, folder):
 
 
 @EACH_SCRIPT
-def test_an_environment_that_raises_keeps_its_traceback(script, folder):
-    status, stdout, stderr = run(script, *faulty(script, "Raises-v0"), cwd=folder)
-    assert (status, stdout) == (1, "")
-    assert "Traceback" in stderr and "probes.py" in stderr
-    assert stderr.strip().splitlines()[-1] == "RuntimeError: the simulator broke"
+def test_an_environment_that_raises_keeps_its_error(script, folder):
+    with pytest.raises(RuntimeError, match="the simulator broke"):
+        train(script, *faulty(script, "Raises-v0"))
     assert_last_checkpoint_is_kept(script, folder)
 
 
 @EACH_SCRIPT
-def test_environments_in_processes_end_with_the_run(script, folder):
-    """An environment that raises in a process of its own must not leave the script waiting for the others."""
+def test_an_environment_that_raises_in_its_process_ends_the_run(script, folder):
+    """The script must not wait for the other processes, and shows the environment's own line."""
     status, stdout, stderr = run(script, *faulty(script, "Raises-v0"), "--async-envs", cwd=folder, timeout=60)
     assert (status, stdout) == (1, "")
-    assert "RuntimeError: the simulator broke" in stderr
+    assert "Traceback" in stderr and "RuntimeError: the simulator broke" in stderr
     assert_last_checkpoint_is_kept(script, folder)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Categorical
 from torch.nn.utils import parameters_to_vector
 
 import ppo
@@ -60,7 +61,7 @@ def test_gae_ends_where_the_episode_ends():
 
 
 def agent_and_batch(env_id, size=40, **flags):
-    """An agent of random weights, and a batch of its own decisions and some reset steps, each with weight in no mean."""
+    """An agent of random weights, and a batch of its own decisions and of reset steps, which must weigh nothing."""
     args = ppo.Args(env_id=env_id, hidden_size=16, **flags)
     rng = torch.manual_seed(3)
     agent = ppo.Agent(ppo.make_envs(args, 1), args)
@@ -68,8 +69,8 @@ def agent_and_batch(env_id, size=40, **flags):
         torch.nn.init.normal_(parameter, std=0.3, generator=rng)
     obs = torch.randn(size, 4 if env_id == "CartPole-v1" else 3, generator=rng)
     with torch.no_grad():
-        action = agent.policy(obs).sample()
-        old_log_prob, old_value = agent.policy(obs).log_prob(action), agent.critic(obs)
+        action = agent.act(obs).clone()
+        old_log_prob, old_value = agent.log_prob(obs, action)[0], agent.critic(obs)
     advantage = torch.randn(size, generator=rng)
     valid = (torch.rand(size, generator=rng) < 0.8).float()
     return agent, [obs, action, old_log_prob, old_value, advantage, old_value + advantage, valid], args
@@ -90,7 +91,7 @@ def test_at_ratio_1_the_gradient_is_the_policy_gradient(env_id):
     """-E[A grad log pi(a|s)] over decisions: the first step of each rollout is that of an actor-critic."""
     agent, batch, args = agent_and_batch(env_id, norm_adv=False, vf_coef=0.0)
     obs, action, _, _, advantage, _, valid = batch
-    plain = -(advantage * agent.policy(obs).log_prob(action))[valid == 1].mean()
+    plain = -(advantage * agent.log_prob(obs, action)[0])[valid == 1].mean()
     close(gradient(agent, ppo.loss(agent, batch, args)[0]), gradient(agent, plain))
 
 
@@ -145,10 +146,10 @@ def test_update_is_one_step_against_the_gradient(env_id):
 
 def test_discrete_policy_is_the_softmax_of_the_actor():
     agent, (obs, action, *_), _ = agent_and_batch("CartPole-v1")
-    log_probs = torch.log_softmax(agent.actor(obs), -1)
-    policy = agent.policy(obs)
-    close(policy.log_prob(action), log_probs.gather(-1, action[:, None])[:, 0])
-    close(policy.entropy(), -(log_probs.exp() * log_probs).sum(-1))
+    policy = Categorical(logits=agent.actor(obs))
+    log_prob, entropy = agent.log_prob(obs, action)
+    close(log_prob, policy.log_prob(action))
+    close(entropy, policy.entropy())
     assert torch.equal(agent.act(obs, greedy=True), agent.actor(obs).argmax(-1))
 
 
@@ -160,9 +161,9 @@ def test_gaussian_log_probability_sums_over_the_action_dimensions():
     obs, action = torch.randn(6, 3), torch.randn(6, 3)
     mean, std = agent.actor(obs).detach().double().numpy(), agent.log_std.detach().double().exp().numpy()
     per_dimension = -0.5 * ((action.numpy() - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
-    policy = agent.policy(obs)
-    close(policy.log_prob(action), torch.tensor(per_dimension.sum(-1), dtype=torch.float32))
-    close(policy.entropy(), torch.full((6,), float((0.5 * np.log(2 * np.pi * np.e) + np.log(std)).sum())))
+    log_prob, entropy = agent.log_prob(obs, action)
+    close(log_prob, torch.tensor(per_dimension.sum(-1), dtype=torch.float32))
+    close(entropy, torch.full((6,), float((0.5 * np.log(2 * np.pi * np.e) + np.log(std)).sum())))
     assert torch.equal(agent.act(obs, greedy=True), agent.actor(obs))
 
 
@@ -172,7 +173,7 @@ def test_sampled_actions_follow_the_policy():
     size = 20_000
     agent, (obs, *_), _ = agent_and_batch("CartPole-v1")
     right = agent.act(obs[:1].expand(size, -1)).float().mean()
-    assert abs(right - agent.policy(obs[:1]).probs[0, 1]) < 4 * 0.5 / size**0.5
+    assert abs(right - agent.actor(obs[:1]).softmax(-1)[0, 1]) < 4 * 0.5 / size**0.5
     agent, (obs, *_), _ = agent_and_batch("Pendulum-v1")
     action, std = agent.act(obs[:1].expand(size, -1)), agent.log_std.exp().item()
     assert abs(action.mean() - agent.actor(obs[:1]).item()) < 4 * std / size**0.5

@@ -116,11 +116,16 @@ DECISIONS = {
 }
 
 
+def of_logits(logits, action):
+    policy = Categorical(logits=logits)
+    return policy.log_prob(action), policy.entropy()
+
+
 def numbers(**flags):
     """PPO's loss and metrics of DECISIONS, by an agent whose observations are its probabilities and its value."""
     row = {name: torch.tensor(numbers) for name, numbers in DECISIONS.items()}
     obs = torch.column_stack([row["probs"].log(), row["value"]])
-    agent = SimpleNamespace(policy=lambda obs: Categorical(logits=obs[:, :2]), critic=lambda obs: obs[:, 2])
+    agent = SimpleNamespace(log_prob=lambda obs, action: of_logits(obs[:, :2], action), critic=lambda obs: obs[:, 2])
     names = ("action", "old_log_prob", "old_value", "advantage", "returns", "valid")
     return ppo.loss(agent, (obs, *(row[name] for name in names)), ppo.Args(**flags))
 
@@ -162,7 +167,7 @@ def test_nothing_to_learn_from_is_no_nan():
     """A minibatch of reset steps alone, as of many one-step environments, must not poison the weights."""
     row = torch.zeros(4)
     logits = torch.zeros(4, 2, requires_grad=True)
-    agent = SimpleNamespace(policy=lambda obs: Categorical(logits=obs), critic=lambda obs: obs[:, 0])
+    agent = SimpleNamespace(log_prob=of_logits, critic=lambda obs: obs[:, 0])
     total, metrics = ppo.loss(agent, (logits, row.long(), row - 1, row, row + 1, row + 2, row), ppo.Args())
     total.backward()
     assert torch.equal(logits.grad, torch.zeros(4, 2))
@@ -186,7 +191,9 @@ def test_running_statistics_of_batches_are_those_of_all_valid_steps():
     seen = np.concatenate([x[valid == 1].numpy().astype(np.float64) for x, valid in batches])
     x = torch.tensor(rng.normal(0, 10, (6, 3)), dtype=torch.float32)
     expected = (x.numpy() - seen.mean(0)) / seen.std(0)
-    close(merged(ppo.RunningNorm(3, True), *batches)(x), torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5)
+    close(
+        merged(ppo.RunningNorm(3, True), *batches)(x), torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_running_statistics_survive_an_offset():
@@ -247,5 +254,6 @@ def test_initial_networks():
 
 def test_a_gaussian_policy_starts_with_deviation_one():
     args = ppo.Args(env_id="Pendulum-v1", num_envs=1)
-    policy = ppo.Agent(ppo.make_envs(args, 1), args).policy(torch.zeros(5, 3))
-    close(policy.entropy(), torch.full((5,), 0.5 * log(2 * pi * e)))
+    agent = ppo.Agent(ppo.make_envs(args, 1), args)
+    _, entropy = agent.log_prob(torch.zeros(5, 3), torch.zeros(5, 1))
+    close(entropy, torch.full((5,), 0.5 * log(2 * pi * e)))

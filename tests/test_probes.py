@@ -32,13 +32,20 @@ def test_values_and_choice(script, env_id, obs, values, action, folder):
     torch.testing.assert_close(agent.critic(obs).detach(), torch.tensor(values), rtol=0.02, atol=0)
     if action is not None:
         assert agent.act(obs, greedy=True)[0] == action
-        assert agent.policy(obs).probs[0, action] > 0.95
+        assert agent.log_prob(obs[:1], torch.tensor([action]))[0].exp() > 0.95
 
 
 @pytest.mark.parametrize("script", SOLVE)
 def test_the_best_paid_point_is_chosen(script, folder):
     agent, _ = solve(script, "BoxActionReward-v0")
     torch.testing.assert_close(agent.act(ZERO, greedy=True), torch.tensor([[0.5, -0.5]]), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("script", ["ppo"])
+def test_an_action_without_bounds_is_not_touched(script, folder):
+    """Best is 3, beyond the -1 to 1 that a bounded action is rescaled from."""
+    agent, _ = solve(script, "UnboundedActionReward-v0")
+    assert agent.act(ZERO, greedy=True).item() == pytest.approx(3, abs=0.1)
 
 
 @pytest.mark.parametrize("script", SOLVE)

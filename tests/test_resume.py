@@ -100,6 +100,14 @@ def test_a_signal_saves_and_says_how_to_resume(script, number, folder):
 
 
 @EACH_SCRIPT
+def test_signals_are_given_back_after_training(script, folder):
+    """In a notebook, Ctrl-C must interrupt what runs after `train` as it did before."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(script, *small(script, 1))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@EACH_SCRIPT
 def test_a_checkpoint_is_flushed_before_it_is_put_in_place(script, folder, monkeypatch):
     """A machine that fails in the middle of saving leaves the old checkpoint, whole, and the run goes on from it."""
     _, whole = train(script, *small(script, 3))
@@ -116,7 +124,7 @@ def test_a_checkpoint_is_flushed_before_it_is_put_in_place(script, folder, monke
         train(script, *small(script, 3))
     monkeypatch.undo()
     os.chdir(folder)
-    (run,) = {path for path in Path("runs").iterdir()} - {whole.folder}
+    (run,) = set(Path("runs").iterdir()) - {whole.folder}
     assert checkpoint(run)["step"] == 16 * SCRIPTS[script].period
     train(script, "--resume", run)
     assert differences(state(run), state(whole.folder)) == []

@@ -1,0 +1,46 @@
+"""Run under torchrun by test_ranks.py: a run of several processes, each of which writes what it finds to {rank}.pt."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import probes
+import torch
+from torch import distributed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def ppo_batch(agent, rank):
+    """Random decisions, a quarter of them on rank 0 and the most on rank 1."""
+    size, rng = 12, torch.manual_seed(rank)
+    obs, action = torch.randn(size, 3, generator=rng), torch.randn(size, 3, generator=rng)
+    old_log_prob, *rest = torch.randn(4, size, generator=rng)
+    return [obs, action, old_log_prob - 5, *rest, (torch.arange(size) < (3, 11)[rank]).float()]
+
+
+BATCHES = {"ppo": (ppo_batch, "--no-norm-adv")}
+script, *flags = sys.argv[1:]
+batch, *more = BATCHES[script]
+module = importlib.import_module(script)
+sys.argv = [f"{script}.py", *flags]
+agent = module.train(module.parse_args())
+rank = int(os.environ["RANK"])
+found = {"agent": {name: x.clone() for name, x in agent.state_dict().items()}, "seeds": probes.Spy.seeds[:2]}
+
+# One step on a minibatch of each rank is one step on both in one: each decision weighs the same.
+sys.argv += [*more, "--max-grad-norm", "1e9"]
+args, parameters = module.parse_args(), list(agent.parameters())
+both = [torch.cat(pair) for pair in zip(batch(agent, 0), batch(agent, 1), strict=True)]
+gradients = torch.autograd.grad(module.loss(agent, both, args)[0], parameters)
+found["expected"] = [p.detach() - 0.1 * gradient for p, gradient in zip(parameters, gradients, strict=True)]
+module.update(agent, torch.optim.SGD(parameters, lr=0.1), batch(agent, rank), args)
+found["updated"] = [parameter.detach() for parameter in parameters]
+
+if hasattr(module, "RunningNorm"):
+    norm = module.RunningNorm(1, True)
+    norm.update(torch.tensor([[[1.0]], [[3.0]]]) + 4 * rank, torch.ones(2, 1))  # 1 and 3, 5 and 7
+    found["normalised"] = norm(torch.tensor([[5.0]]))
+torch.save(found, f"{rank}.pt")
+distributed.destroy_process_group()

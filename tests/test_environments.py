@@ -1,0 +1,289 @@
+"""What a script does around the algorithm: spaces, seeds, steps, logs, video, ranks, flags."""
+
+import re
+import shutil
+import sys
+import time
+from dataclasses import fields
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from harness import ROOT, SCRIPTS, checkpoint, differences, end, last_line, parse, scalars, state, train
+from moviepy import VideoFileClip
+from probes import Spy
+
+EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+
+
+def small(script, updates, *flags, env_id=None):
+    row = SCRIPTS[script]
+    return ("--env-id", env_id or row.env_ids[-1], *row.short, "--total-timesteps", updates * row.period, *flags)
+
+
+@pytest.fixture
+def spy():
+    Spy.seeds.clear()
+    Spy.actions.clear()
+    return Spy
+
+
+@EACH_SCRIPT
+def test_actions_from_minus_one_to_one_span_the_bounds_of_each_dimension(script, spy):
+    envs = import_module(script).make_envs(parse(script, "--env-id", "probes:Spy-v0"), 4)
+    low, high = envs.single_action_space.low, envs.single_action_space.high
+    assert (low == -1).all() and (high == 1).all() and low.shape == (3,)
+    envs.reset(seed=0)
+    envs.step(np.array([[-1, -1, -1], [1, 1, 1], [0, 0.5, -0.5], [-7, 7, 0]], np.float32))
+    assert np.allclose(spy.actions, [[-2, 0, 10], [2, 1, 30], [0, 0.75, 15], [-2, 1, 20]])
+
+
+@EACH_SCRIPT
+def test_an_environment_gets_actions_within_its_bounds_alone(script, spy, folder):
+    train(script, *small(script, 4, env_id="probes:Spy-v0"))
+    actions = np.array(spy.actions)
+    assert (actions >= [-2, 0, 10]).all() and (actions <= [2, 1, 30]).all()
+    spread = (actions.max(0) - actions.min(0)) / [4, 1, 20]
+    assert (spread > 0.9).all(), "the actions do not span what the bounds allow"
+
+
+@EACH_SCRIPT
+def test_environments_get_seeds_of_their_own(script, spy, folder, monkeypatch):
+    """Two environments in two segments; the evaluations, which have seeds of their own, are left out."""
+    monkeypatch.setattr(import_module(script), "evaluate", lambda agent, args, episodes, *rest: np.zeros(episodes))
+    flags = small(script, 2, "--checkpoint-every", SCRIPTS[script].period, env_id="probes:Spy-v0")
+
+    def seeds(*more):
+        spy.seeds.clear()
+        train(script, *flags, *more)
+        return list(spy.seeds)
+
+    one = seeds()
+    assert len(one) == len(set(one)) == 4, "two environments, or two segments, have the same seed"
+    assert seeds() == one
+    assert not set(seeds("--seed", 2)) & set(one)
+
+
+@EACH_SCRIPT
+def test_async_environments_give_the_same_bits(script, folder):
+    flags = small(script, 3, "--checkpoint-every", 2 * SCRIPTS[script].period)
+    same, other = (train(script, *flags, *more)[1].folder for more in ((), ("--async-envs",)))
+    assert checkpoint(other)["args"]["async_envs"]
+    assert differences(state(same), state(other)) == []
+
+
+@EACH_SCRIPT
+def test_steps_are_environment_steps_over_all_environments(script, folder, monkeypatch):
+    """The total is passed within one update; TensorBoard, checkpoint and last line all count what was stepped."""
+    module, period = import_module(script), SCRIPTS[script].period
+    counts = []
+
+    make_envs = module.make_envs
+
+    def counted(*args, **kwargs):
+        """The first that is made is for training, and those after it for evaluation."""
+        envs = make_envs(*args, **kwargs)
+        step, index = envs.step, len(counts)
+        counts.append(0)
+
+        def count(actions):
+            counts[index] += envs.num_envs
+            return step(actions)
+
+        envs.step = count
+        return envs
+
+    monkeypatch.setattr(module, "make_envs", counted)
+    _, result = train(script, *small(script, 1), "--total-timesteps", 3 * period + 1)
+    assert counts[0] == result.steps == checkpoint(result.folder)["step"] == 4 * period
+    assert scalars(result.folder)["charts/eval_return"][0][0] == 4 * period
+
+
+@EACH_SCRIPT
+def test_evaluation_plays_one_whole_episode_each(script, folder):
+    """Episodes end after 1 to 9 steps, by the seed; any but the first of an environment would pay 100 a step."""
+    module, args = import_module(script), parse(script, "--env-id", "probes:FirstEpisodePays-v0")
+    agent = module.Agent(module.make_envs(args, 1), args)
+    returns = module.evaluate(agent, args, 6, 40)
+    assert returns.dtype == np.float64 and returns.shape == (6,)
+    lengths = [int(np.random.Generator(np.random.PCG64(40 + i)).integers(1, 10)) for i in range(6)]
+    assert returns.tolist() == lengths and len(set(lengths)) > 1
+
+
+@EACH_SCRIPT
+def test_evaluation_is_greedy_and_leaves_the_generators_alone(script, spy):
+    module, args = import_module(script), parse(script, "--env-id", "probes:Spy-v0")
+    torch.manual_seed(0)
+    agent = module.Agent(module.make_envs(args, 1), args)
+    before = torch.get_rng_state()
+    module.evaluate(agent, args, 1, 0)
+    first, spy.actions[:] = list(spy.actions), []
+    module.evaluate(agent, args, 1, 0)
+    assert np.array_equal(first, spy.actions)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@EACH_SCRIPT
+def test_log(script, folder):
+    """The tags that other programs know, on the axis of environment steps; CartPole pays 1 a step."""
+    row = SCRIPTS[script]
+    flags = small(script, 10, "--checkpoint-every", 4 * row.period, env_id=row.env_ids[0])
+    _, result = train(script, *flags)
+    log = scalars(result.folder)
+    charts = ["episodic_return", "episodic_length", "SPS", "learning_rate", "eval_return"]
+    missing = {*(f"charts/{tag}" for tag in charts), *(f"losses/{tag}" for tag in row.losses)} - log.keys()
+    assert not missing
+    assert all(np.isfinite(value) for points in log.values() for _, value in points)
+    assert [step for step, _ in log[f"losses/{row.losses[0]}"]] == [row.period * k for k in range(1, 11)]
+    assert [step for step, _ in log["charts/eval_return"]] == [row.period * k for k in (4, 8, 10)]
+    assert log["charts/eval_return"][-1][1] == pytest.approx(result.mean, abs=0.01)
+    assert log["charts/SPS"][-1][1] == pytest.approx(result.speed, rel=0.2)
+    if row.env_ids[0] == "CartPole-v1":
+        assert log["charts/episodic_return"] == log["charts/episodic_length"]
+        assert 8 < log["charts/episodic_return"][-1][1] < 60  # near a random policy's 22
+
+
+@EACH_SCRIPT
+def test_flags_are_in_the_log(script, folder):
+    _, result = train(script, *small(script, 1, "--gamma", 0.875))
+    events = b"".join(path.read_bytes() for path in result.folder.glob("events.*"))
+    for field in fields(import_module(script).Args):
+        assert field.name.encode() in events
+    assert b"0.875" in events
+
+
+@EACH_SCRIPT
+def test_a_resumed_run_goes_on_in_its_log(script, folder):
+    _, result = train(script, *small(script, 2))
+    time.sleep(1)  # TensorBoard reads its files in the order of the seconds in their names
+    train(script, "--resume", result.folder, "--total-timesteps", 4 * SCRIPTS[script].period)
+    steps = [step for step, _ in scalars(result.folder)[f"losses/{SCRIPTS[script].losses[0]}"]]
+    assert steps == [SCRIPTS[script].period * k for k in (1, 2, 3, 4)]
+
+
+@EACH_SCRIPT
+def test_video_shows_an_episode(script, folder):
+    """As many frames as the episode has observations, and they show something that moves."""
+    _, result = train(script, *small(script, 1, "--capture-video", "--eval-episodes", 1, env_id="CartPole-v1"))
+    (path,) = result.folder.rglob("*.mp4")
+    with VideoFileClip(str(path)) as clip:
+        frames = list(clip.iter_frames())
+    assert frames[0].shape == (400, 600, 3)
+    assert len(frames) == pytest.approx(result.mean + 1, abs=2)
+    assert frames[0].std() > 5
+    assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50
+
+
+@EACH_SCRIPT
+def test_video_of_an_evaluation(script, folder):
+    _, trained = train(script, *small(script, 1, env_id="CartPole-v1"))
+    assert not list(trained.folder.rglob("*.mp4"))
+    train(script, "--evaluate", trained.folder, "--capture-video")
+    assert len(list(trained.folder.rglob("*.mp4"))) == 1
+
+
+@EACH_SCRIPT
+def test_an_environment_without_pictures_loses_no_result(script, folder):
+    """Asked for a video that cannot be: whatever else happens, the training is saved and its line is printed."""
+    _, stdout, _ = end(script, *small(script, 1, "--capture-video", env_id="probes:Spy-v0"))
+    assert last_line(stdout).steps == SCRIPTS[script].period
+
+
+@EACH_SCRIPT
+def test_help_explains_every_flag(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(script, "--help")
+    assert not stop.value.code
+    shown = re.sub(r"[\s│]+", "", capsys.readouterr().out)
+    source = (ROOT / f"{script}.py").read_text()
+    for field in fields(import_module(script).Args):
+        phrase = re.search(rf"^    {field.name}: .*  # (.+)$", source, re.M)
+        assert phrase, f"{field.name} has no phrase"
+        flag = f"--{field.name.replace('_', '-')}"
+        assert flag in shown
+        assert re.sub(r"\s+", "", phrase[1]) in shown, f"{flag} is not explained"
+
+
+@EACH_SCRIPT
+def test_every_flag_is_used(script):
+    source = (ROOT / f"{script}.py").read_text()
+    unused = [
+        f.name for f in fields(import_module(script).Args) if not re.search(rf"\b(args|self)\.{f.name}\b", source)
+    ]
+    assert not unused
+
+
+def test_target_kl_ends_the_epochs(folder, monkeypatch):
+    """Three rollouts of 5 epochs of 2 minibatches; when any divergence is too much, one epoch each."""
+    module, calls = import_module("ppo"), []
+    update = module.update
+    monkeypatch.setattr(module, "update", lambda *args: calls.append(args) or update(*args))
+
+    def updates(*flags):
+        calls.clear()
+        train("ppo", *small("ppo", 3, "--update-epochs", 5, "--learning-rate", 0.01, *flags))
+        return len(calls)
+
+    assert updates() == updates("--target-kl", 1e9) == 3 * 5 * 2
+    assert updates("--target-kl", 1e-9) == 3 * 1 * 2
+
+
+@pytest.mark.parametrize("script", ["ppo"])
+def test_anneal_lr(script, folder):
+    flags = small(script, 4, "--learning-rate", 0.004)
+    rates = {}
+    for flag in ("--anneal-lr", "--no-anneal-lr"):
+        _, result = train(script, *flags, flag)
+        rates[flag] = [value for _, value in scalars(result.folder)["charts/learning_rate"]]
+        assert checkpoint(result.folder)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(rates[flag][-1])
+    assert rates["--anneal-lr"] == pytest.approx([0.004, 0.003, 0.002, 0.001])
+    assert rates["--no-anneal-lr"] == pytest.approx([0.004] * 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "same"),
+    [
+        (("--norm-obs",), False),
+        (("--norm-reward",), False),
+        (("--clip-vloss", "--clip-coef", "0.01"), False),
+        (("--no-norm-adv",), False),
+        (("--gae-lambda", "0.5"), False),
+        (("--gamma", "0.5"), False),
+        (("--ent-coef", "0.1"), False),
+        (("--vf-coef", "0.1"), False),
+        (("--max-grad-norm", "0.01"), False),
+        (("--update-epochs", "3"), False),
+        (("--num-minibatches", "1"), False),
+        (("--eval-episodes", "3"), True),
+        (("--num-threads", "2"), True),
+        (("--device", "cpu"), True),
+    ],
+)
+def test_flags_change_what_they_should(flags, same, folder):
+    """Against the same run without them: the algorithm's flags change the weights, those of running do not."""
+    base = small("ppo", 4, "--num-threads", "1")
+    try:
+        weights = [state(train("ppo", *base, *more)[1].folder)["agent"] for more in ((), flags)]
+    finally:
+        torch.set_num_threads(1)
+    keys = [key for key in weights[0] if not key.startswith("norm_")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in keys) == same
+
+
+@pytest.mark.parametrize("script", ["ppo"])
+def test_copied_alone_with_its_metadata(script):
+    """The inline metadata names what the file imports, so that a copy runs without this repository."""
+    source = (ROOT / f"{script}.py").read_text()
+    block = re.match(r"# /// script\n((?:# .*\n)+?)# ///\n", source)[1]
+    dependencies = set(re.findall(r'"([a-z]+)[^"]*"', block.split("dependencies")[1]))
+    imports = set(re.findall(r"^(?:from|import) (\w+)", source, re.M)) - sys.stdlib_module_names
+    assert imports - dependencies <= {"numpy"}  # which gymnasium brings
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch compiles by a C++ compiler")
+def test_compiled_is_eager_to_rounding(folder):
+    """One long test: compiling takes its time. Several updates, with every branch of the loss."""
+    flags = small("ppo", 2, "--clip-vloss", "--ent-coef", 0.01, "--norm-obs", "--norm-reward")
+    eager, compiled = (state(train("ppo", *flags, *more)[1].folder)["agent"] for more in ((), ("--compile",)))
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
