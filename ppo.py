@@ -7,7 +7,7 @@
 maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H],  ratio = pi / pi_old
 
     python ppo.py
-    python ppo.py --env-id Pendulum-v1 --total-timesteps 200000 --gamma 0.9
+    python ppo.py --env-id Acrobot-v1 --total-timesteps 200000
     python ppo.py --resume runs/CartPole-v1__ppo__1__1790000000 --total-timesteps 200000
 
 T steps of N environments are a rollout, B of its transitions a minibatch; D numbers are an observation, A an action.
@@ -293,9 +293,7 @@ def make_envs(args, num_envs, **kwargs):
     mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
     refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
     usable = (isinstance(space, Discrete) and space.start == 0) or (isinstance(space, Box) and len(space.shape) == 1)
-    refuse(
-        not usable, f"--env-id {args.env_id} acts in {space}; these scripts do in Discrete from 0 or Box of one axis"
-    )
+    refuse(not usable, f"--env-id {args.env_id} acts in {space}; it has to be Discrete from 0 or a Box of one axis")
     if isinstance(space, Box) and space.is_bounded():
         low, high, unit = space.low, space.high, Box(-1, 1, space.shape)
         envs = wrappers.TransformAction(envs, lambda a: low + (np.clip(a, -1, 1) + 1) / 2 * (high - low), None, unit)
@@ -361,9 +359,7 @@ class Run:
 
     def __init__(self, args):
         found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
-        refuse(
-            args.device not in ("auto", "cpu", found), f"--device {args.device} is not here; auto or {found} would do"
-        )
+        refuse(args.device not in ("auto", "cpu", found), f"--device {args.device} is not here; {found} would do")
         self.device = torch.device(found if args.device == "auto" else args.device)
         if distributed.is_torchelastic_launched() and not distributed.is_initialized():
             if self.device.type == "cuda":
@@ -422,9 +418,10 @@ class Run:
         """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
         obs, reward, terminated, truncated, _ = self.envs.step(action.cpu().numpy())
         self.step += self.args.num_envs * self.ranks
-        row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
-        self.check_finite(obs, "an observation")
-        self.check_finite(reward, "a reward")
+        with np.errstate(over="ignore"):
+            row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        self.check_finite(row[:, :-3], "an observation")
+        self.check_finite(row[:, -3], "a reward")
         row = torch.as_tensor(row, device=self.device)
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
@@ -437,8 +434,9 @@ class Run:
         if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 1000):
             self.logged, tags = self.step, {f"losses/{name}": value for name, value in values.items()}
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
-            for name, queue in (("return", self.envs.return_queue), ("length", self.envs.length_queue)):
-                tags |= {f"charts/episodic_{name}": np.mean(queue)} if queue else {}
+            if self.envs.return_queue:
+                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
+                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
             for tag, value in tags.items():
                 self.writer.add_scalar(tag, value, self.step)
             self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
@@ -456,7 +454,7 @@ class Run:
             if self.rank == 0:
                 self.bar.close()
                 print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
-            sys.exit(128 + self.signal)
+            sys.exit(128 + (self.signal or signal.SIGTERM))
 
     def save(self):
         """Replace the checkpoint at once, whole; what follows is a new segment, as it will be after --resume."""

@@ -221,6 +221,7 @@ for name, kwargs in {
     "InfObservation": {"quantity": "observation", "value": np.inf},
     "NanReward": {"quantity": "reward"},
     "InfReward": {"quantity": "reward", "value": -np.inf},
+    "HugeReward": {"quantity": "reward", "value": 1e39},  # no infinity yet, but one in single precision
     "NanReset": {"quantity": "reset", "length": 1000},
     "Raises": {"quantity": "raise"},
 }.items():

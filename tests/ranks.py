@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def ppo_batch(agent, rank):
-    """Random decisions, a quarter of them on rank 0 and the most on rank 1."""
+    """Random decisions, 3 among the steps of rank 0 and 11 among those of rank 1."""
     size, rng = 12, torch.manual_seed(rank)
     obs, action = torch.randn(size, 3, generator=rng), torch.randn(size, 3, generator=rng)
     old_log_prob, *rest = torch.randn(4, size, generator=rng)
@@ -23,15 +23,15 @@ def ppo_batch(agent, rank):
 BATCHES = {"ppo": (ppo_batch, "--no-norm-adv")}
 script, *flags = sys.argv[1:]
 batch, *more = BATCHES[script]
-module = importlib.import_module(script)
-sys.argv = [f"{script}.py", *flags]
-agent = module.train(module.parse_args())
-rank = int(os.environ["RANK"])
-found = {"agent": {name: x.clone() for name, x in agent.state_dict().items()}, "seeds": probes.Spy.seeds[:2]}
+module, found, rank = importlib.import_module(script), {}, int(os.environ["RANK"])
+distributed.init_process_group("gloo")
 
 # One step on a minibatch of each rank is one step on both in one: each decision weighs the same.
-sys.argv += [*more, "--max-grad-norm", "1e9"]
-args, parameters = module.parse_args(), list(agent.parameters())
+sys.argv = [f"{script}.py", *flags, *more, "--max-grad-norm", "1e9"]
+args = module.parse_args()
+torch.manual_seed(0)
+agent = module.Agent(module.make_envs(args, 1), args)
+parameters = list(agent.parameters())
 both = [torch.cat(pair) for pair in zip(batch(agent, 0), batch(agent, 1), strict=True)]
 gradients = torch.autograd.grad(module.loss(agent, both, args)[0], parameters)
 found["expected"] = [p.detach() - 0.1 * gradient for p, gradient in zip(parameters, gradients, strict=True)]
@@ -42,5 +42,11 @@ if hasattr(module, "RunningNorm"):
     norm = module.RunningNorm(1, True)
     norm.update(torch.tensor([[[1.0]], [[3.0]]]) + 4 * rank, torch.ones(2, 1))  # 1 and 3, 5 and 7
     found["normalised"] = norm(torch.tensor([[5.0]]))
+
+sys.argv = [f"{script}.py", *flags]
+found["agent"] = module.train(module.parse_args()).state_dict()
+found["seeds"] = probes.Spy.seeds[:2]  # those of this process's two environments
 torch.save(found, f"{rank}.pt")
-distributed.destroy_process_group()
+if distributed.is_initialized():
+    distributed.barrier()
+    distributed.destroy_process_group()

@@ -67,7 +67,7 @@ def agent_and_batch(env_id, size=40, **flags):
     agent = ppo.Agent(ppo.make_envs(args, 1), args)
     for parameter in agent.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=rng)
-    obs = torch.randn(size, 4 if env_id == "CartPole-v1" else 3, generator=rng)
+    obs = torch.randn(size, agent.actor[0].in_features, generator=rng)
     with torch.no_grad():
         action = agent.act(obs).clone()
         old_log_prob, old_value = agent.log_prob(obs, action)[0], agent.critic(obs)
@@ -168,13 +168,27 @@ def test_gaussian_log_probability_sums_over_the_action_dimensions():
 
 
 def test_sampled_actions_follow_the_policy():
-    """Relative frequencies of CartPole's actions, mean and deviation of Pendulum's: within four standard errors."""
+    """Relative frequencies of three actions, mean and deviation of a Gaussian: within four standard errors."""
     torch.manual_seed(0)
     size = 20_000
-    agent, (obs, *_), _ = agent_and_batch("CartPole-v1")
-    right = agent.act(obs[:1].expand(size, -1)).float().mean()
-    assert abs(right - agent.actor(obs[:1]).softmax(-1)[0, 1]) < 4 * 0.5 / size**0.5
+    agent, (obs, *_), _ = agent_and_batch("Acrobot-v1")
+    frequency = torch.bincount(agent.act(obs[:1].expand(size, -1))) / size
+    probability = agent.actor(obs[:1]).softmax(-1)[0]
+    assert probability.max() - probability.min() > 0.1
+    assert ((frequency - probability).abs() < 4 * 0.5 / size**0.5).all()
     agent, (obs, *_), _ = agent_and_batch("Pendulum-v1")
     action, std = agent.act(obs[:1].expand(size, -1)), agent.log_std.exp().item()
     assert abs(action.mean() - agent.actor(obs[:1]).item()) < 4 * std / size**0.5
     assert abs(action.std() / std - 1) < 4 / (2 * size) ** 0.5
+
+
+def test_actions_are_of_the_normalised_observation():
+    """The policy that acts is the one whose log-probabilities training takes: both see what --norm-obs makes."""
+    agent, (obs, *_), _ = agent_and_batch("Pendulum-v1", norm_obs=True)
+    agent.norm_obs.update(5 + 3 * torch.randn(50, 1, 3), torch.ones(50, 1))
+    assert torch.equal(agent.act(obs, greedy=True), agent.actor(agent.norm_obs(obs)))
+    torch.manual_seed(0)
+    sample = agent.act(obs)
+    agent.norm_obs.on = False
+    torch.manual_seed(0)
+    assert (sample - agent.act(obs)).abs().max() > 0.01

@@ -1,5 +1,7 @@
 """Environments so small that the right values and actions are known: each catches one kind of wrong target."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from harness import train
@@ -54,3 +56,26 @@ def test_every_observation_that_flattens_is_learnt_from(script, env_id, folder):
     """The right action is told by one entry of a Dict, by a Discrete, by which half of an image is lit."""
     _, result = solve(script, env_id)
     assert (result.mean, result.deviation) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("script", ["ppo"])
+def test_a_rollout_leaves_out_the_reset_steps_and_no_other(script, folder, monkeypatch):
+    """After five steps comes an observation of zeros, and the step from it only resets; rollouts of 4 cut anywhere."""
+    module, rows = import_module(script), []
+    update = module.update
+
+    def note(agent, optimizer, batch, args):
+        obs, action, log_prob, value, *_, valid = (x.clone() for x in batch)
+        rows.append((obs, valid))
+        torch.testing.assert_close(log_prob, agent.log_prob(obs, action)[0].detach())
+        torch.testing.assert_close(value, agent.critic(obs).detach())
+        return update(agent, optimizer, batch, args)
+
+    monkeypatch.setattr(module, "update", note)
+    flags = "--num-envs 3 --num-steps 4 --num-minibatches 1 --update-epochs 1 --total-timesteps 720"
+    train(script, "--env-id", "probes:EndsAtFive-v0", *flags.split(), "--checkpoint-every", 240)
+    obs, valid = (torch.cat(x) for x in zip(*rows, strict=True))
+    assert len(obs) == 720
+    assert torch.equal(valid, obs.sum(-1))
+    # a segment of 240 steps is 80 of each environment: 13 episodes with a reset step after each, and 2 steps
+    assert valid.sum() == 3 * 3 * (13 * 5 + 2)
