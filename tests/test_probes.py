@@ -60,7 +60,7 @@ def test_every_observation_that_flattens_is_learnt_from(script, env_id, folder):
 
 @pytest.mark.parametrize("script", ["ppo"])
 def test_a_rollout_leaves_out_the_reset_steps_and_no_other(script, folder, monkeypatch):
-    """After five steps comes an observation of zeros, and the step from it only resets; rollouts of 4 cut anywhere."""
+    """After five steps comes an observation of zeros, and the step from it only resets; rollouts of 5 cut anywhere."""
     module, rows = import_module(script), []
     update = module.update
 
@@ -72,7 +72,7 @@ def test_a_rollout_leaves_out_the_reset_steps_and_no_other(script, folder, monke
         return update(agent, optimizer, batch, args)
 
     monkeypatch.setattr(module, "update", note)
-    flags = "--num-envs 3 --num-steps 4 --num-minibatches 1 --update-epochs 1 --total-timesteps 720"
+    flags = "--num-envs 3 --num-steps 5 --num-minibatches 1 --update-epochs 1 --total-timesteps 720"
     train(script, "--env-id", "probes:EndsAtFive-v0", *flags.split(), "--checkpoint-every", 240)
     obs, valid = (torch.cat(x) for x in zip(*rows, strict=True))
     assert len(obs) == 720
