@@ -16,6 +16,7 @@ Unlike most peers: a time limit is no death, for the true last observation's val
 which gymnasium resets an environment and ignores the action is left out of every mean.
 """
 
+import atexit
 import io
 import math
 import os
@@ -365,6 +366,7 @@ class Run:
             if self.device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         torch.set_num_threads(args.num_threads)
         torch.manual_seed(args.seed)
@@ -486,6 +488,8 @@ class Run:
             print(score, speed, self.folder, sep=" | ")
             if args.capture_video:
                 evaluate(agent, args, 1, args.seed, self.folder / "video")
+        if distributed.is_initialized():
+            distributed.barrier()  # no rank hangs up on another
         return agent
 
 
