@@ -21,12 +21,13 @@ import io
 import math
 import os
 import random
+import re
 import signal
 import sys
 import time
 import zipfile
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
@@ -73,10 +74,6 @@ class Args:
     resume: str = ""  # go on with this run folder, on its flags and those given beside it
     evaluate: str = ""  # play this run folder's policy, greedily, and do not train
 
-    def check(self):
-        size = self.num_envs * self.num_steps
-        refuse(size % self.num_minibatches, f"--num-minibatches {self.num_minibatches} does not divide N * T = {size}")
-
 
 def mlp(inputs, hidden, outputs, gain):
     """Two tanh layers, (..., inputs) -> (..., outputs); orthogonal weights, the last of this gain; biases 0."""
@@ -92,10 +89,10 @@ class Agent(nn.Module):
 
     def __init__(self, envs, args):
         super().__init__()
-        obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
-        size = int(space.n) if isinstance(space, Discrete) else space.shape[0]
+        obs_dim, size = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
+        discrete = isinstance(envs.single_action_space, Discrete)
         self.actor = mlp(obs_dim, args.hidden_size, size, gain=0.01)
-        self.log_std = None if isinstance(space, Discrete) else nn.Parameter(torch.zeros(size))
+        self.log_std = None if discrete else nn.Parameter(torch.zeros(size))
         self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain=1.0), nn.Flatten(-2))
         self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
 
@@ -117,6 +114,33 @@ class Agent(nn.Module):
             noise = -torch.empty_like(output).exponential_().log()  # Gumbel: the argmax is a sample of the softmax
             return (output if greedy else output + noise).argmax(-1)
         return output if greedy else output + self.log_std.exp() * torch.randn_like(output)
+
+
+class RunningNorm(nn.Module):
+    """If on: x (T, N, size) -> (x - mean) / std, within +-10, by the statistics of all valid steps on all ranks."""
+
+    def __init__(self, size, on):
+        super().__init__()
+        self.on = on
+        self.register_buffer("stats", torch.tensor([[0.0], [0.0], [1.0]]).repeat(1, size))  # count, mean, variance
+
+    def forward(self, x):
+        return ((x - self.stats[1]) / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else x
+
+    def update(self, x, valid):
+        count, mean, variance = self.stats
+        n, total, squares = all_sum(torch.stack([(valid[..., None] * (x - mean) ** k).sum((0, 1)) for k in range(3)]))
+        count += n
+        variance += (squares - n * variance) / count - (total / count) ** 2
+        variance.clamp_(min=0)  # rounding
+        mean += total / count
+
+    def scale(self, reward, discounted, valid, gamma):
+        """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1]."""
+        for t in range(len(reward) if self.on else 0):
+            discounted[t] = reward[t] + gamma * valid[t] * discounted[t - 1]  # discounted[-1]: the last rollout's end
+        self.update(discounted[..., None], valid)
+        return (reward / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else reward
 
 
 def gae(reward, value, terminated, done, gamma, gae_lambda):
@@ -164,7 +188,7 @@ def loss(agent, batch, args):
 
     log_ratio = (log_prob - old_log_prob).detach()
     approx_kl = weight @ (log_ratio.exp() - 1 - log_ratio)  # unbiased and never negative (Schulman 2020)
-    clipfrac = weight @ ((log_ratio.exp() - 1).abs() > args.clip_coef).float()
+    clipfrac = weight @ (log_ratio.expm1().abs() > args.clip_coef).float()
     unexplained = weight @ (returns - old_value) ** 2 / (weight @ (returns - weight @ returns) ** 2).clamp(min=1e-8)
     metrics = {"policy_loss": l_clip, "value_loss": l_value, "entropy": entropy, "explained_variance": 1 - unexplained}
     return total, metrics | {"approx_kl": approx_kl, "clipfrac": clipfrac}
@@ -222,33 +246,6 @@ def train(args):
     return run.finish()
 
 
-class RunningNorm(nn.Module):
-    """If on: x (T, N, size) -> (x - mean) / std, within +-10, by the statistics of all valid steps on all ranks."""
-
-    def __init__(self, size, on):
-        super().__init__()
-        self.on = on
-        self.register_buffer("stats", torch.tensor([[0.0], [0.0], [1.0]]).repeat(1, size))  # count, mean, variance
-
-    def forward(self, x):
-        return ((x - self.stats[1]) / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else x
-
-    def update(self, x, valid):
-        count, mean, variance = self.stats
-        n, total, squares = all_sum(torch.stack([(valid[..., None] * (x - mean) ** k).sum((0, 1)) for k in range(3)]))
-        count += n
-        variance += (squares - n * variance) / count - (total / count) ** 2
-        variance.clamp_(min=0)  # rounding
-        mean += total / count
-
-    def scale(self, reward, discounted, valid, gamma):
-        """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1]."""
-        for t in range(len(reward) if self.on else 0):
-            discounted[t] = reward[t] + gamma * valid[t] * discounted[t - 1]  # discounted[-1]: the last rollout's end
-        self.update(discounted[..., None], valid)
-        return (reward / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else reward
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # The algorithm ends here. What else a run needs is below, the same in every script.
 SCRIPT = Path(__file__).stem
@@ -279,7 +276,8 @@ def parse_args():
         high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.maxsize if type(value) is int else 1e300
         bad = not isinstance(value, str) and not low <= value <= high
         refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
-    args.check()
+    size, parts = getattr(args, "num_steps", 1) * args.num_envs, getattr(args, "num_minibatches", 1)
+    refuse(size % parts, f"--num-minibatches {parts} does not divide --num-steps times --num-envs, {size}")
     return args
 
 
@@ -304,14 +302,13 @@ def make_envs(args, num_envs, **kwargs):
 def evaluate(agent, args, episodes, seed, video=None):
     """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,)."""
     envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
-    if video:
-        envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0)
-    obs, returns, device = envs.reset(seed=seed)[0], np.full(episodes, np.nan), next(agent.parameters()).device
-    while np.isnan(returns).any():
-        action = agent.act(torch.as_tensor(obs, dtype=torch.float32, device=device), greedy=True)
-        obs, _, _, _, info = envs.step(action.cpu().numpy())
-        for i in np.flatnonzero(info.get("_episode", False) & np.isnan(returns)):
-            returns[i] = info["episode"]["r"][i]
+    envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0) if video else envs
+    obs, returns, ended = envs.reset(seed=seed)[0], np.zeros(episodes), np.zeros(episodes, bool)
+    while not ended.all():
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=next(agent.parameters()).device)
+        obs, _, _, _, info = envs.step(agent.act(obs, greedy=True).cpu().numpy())
+        for i in np.flatnonzero(info.get("_episode", False) & ~ended):
+            returns[i], ended[i] = info["episode"]["r"][i], True
     envs.close()
     return returns
 
@@ -325,9 +322,9 @@ def load_checkpoint(run, **parts):
         saved["args"] = Args(**saved["args"])
         for name, part in parts.items():
             part.load_state_dict(saved[name])
+        return saved
     except Exception as error:
         refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
-    return saved
 
 
 def all_sum(tensor):
@@ -365,7 +362,7 @@ class Run:
         if distributed.is_torchelastic_launched() and not distributed.is_initialized():
             if self.device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            distributed.init_process_group()
             atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         torch.set_num_threads(args.num_threads)
@@ -376,8 +373,7 @@ class Run:
 
     def start(self, envs, **parts):
         """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
-        args, self.envs, self.parts = self.args, envs, parts
-        self.folder = Path(args.resume or args.evaluate)
+        args, self.envs, self.parts, self.folder = self.args, envs, parts, Path(self.args.resume or self.args.evaluate)
         blind = args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ())
         refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
         if self.folder.name:
@@ -386,21 +382,19 @@ class Run:
             finished = args.resume and self.step >= args.total_timesteps
             refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
         while self.rank == 0 and not self.folder.name:
-            env_id, now = args.env_id.replace("/", "-").replace(":", "-"), int(time.time())
-            folder = Path("runs", f"{env_id}__{SCRIPT}__{args.seed}__{now}")
+            folder = Path("runs", f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{int(time.time())}")
             try:
                 folder.mkdir(parents=True)
                 self.folder = folder
-            except FileExistsError:
-                time.sleep(0.1)  # another run of this second has it
-            except OSError as error:
-                refuse(True, f"cannot write {folder}: {error.strerror}")
+            except OSError as error:  # if it is there, another run of this second has it: try again
+                refuse(not folder.is_dir(), f"cannot write {folder}: {error.strerror}")
         if self.rank == 0 and not args.evaluate:
             self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
             self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
-            self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", unit_scale=True, disable=None)
-        self.began, self.told = time.perf_counter() - self.seconds, self.seconds
-        self.saved, self.logged = self.step, self.step
+            lines = {"delay": 10, "mininterval": 10, "bar_format": "{n} steps{postfix}, {rate_fmt}\n"}
+            style = {"unit_scale": True} if sys.stderr.isatty() else lines
+            self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", **style)
+        self.began, self.saved, self.logged = time.perf_counter() - self.seconds, self.step, self.step
 
     def reset(self):
         """Start a segment: seed every generator by (seed, step, rank), reset the environments -> obs (N, D)."""
@@ -429,12 +423,12 @@ class Run:
 
     def tick(self, metrics, optimizer):
         """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
-        values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-        for name, value in values.items():
-            self.check_finite(value, name)
         args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
+        tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        for name, value in tags.items():
+            self.check_finite(value, name)
         if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 1000):
-            self.logged, tags = self.step, {f"losses/{name}": value for name, value in values.items()}
+            self.logged, tags = self.step, {f"losses/{name}": value for name, value in tags.items()}
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
             if self.envs.return_queue:
                 tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
@@ -443,9 +437,6 @@ class Run:
                 self.writer.add_scalar(tag, value, self.step)
             self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
             self.bar.update(min(self.step, args.total_timesteps) - self.bar.n)
-            if self.bar.disable and self.seconds > self.told + 10:  # no terminal: a line now and then
-                self.told = self.seconds
-                print(f"{self.step} steps, {self.bar.postfix}, {self.step / self.seconds:.0f} steps/s", file=sys.stderr)
         stop = int(all_sum(torch.tensor(self.signal, device=self.device)))
         if ended or stop or self.step - self.saved >= args.checkpoint_every:
             self.save()
@@ -463,7 +454,7 @@ class Run:
         self.saved, self.new_segment = self.step, True
         if self.rank == 0:
             state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
-            state["args"] = asdict(self.args) | {"resume": "", "evaluate": ""}
+            state["args"] = vars(self.args) | {"resume": "", "evaluate": ""}
             with open(self.folder / "checkpoint.tmp", "wb") as file:
                 torch.save(state | {name: part.state_dict() for name, part in self.parts.items()}, file)
                 file.flush()
@@ -477,10 +468,9 @@ class Run:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.rank == 0:
-            if not args.evaluate:
-                self.bar.close()
             returns = evaluate(agent, args, args.eval_episodes, args.seed)
             if not args.evaluate:
+                self.bar.close()
                 self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
                 self.writer.close()
             score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"

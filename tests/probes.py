@@ -181,6 +181,8 @@ class Fault(Probe):
     def step(self, action):
         obs, reward, *rest = super().step(action)
         self.count += 1
+        if self.count > 10_000:
+            raise TimeoutError("nobody ended this")
         if self.count == self.when:
             if self.quantity == "raise":
                 raise RuntimeError("the simulator broke")
@@ -222,6 +224,7 @@ for name, kwargs in {
     "NanReward": {"quantity": "reward"},
     "InfReward": {"quantity": "reward", "value": -np.inf},
     "HugeReward": {"quantity": "reward", "value": 1e39},  # no infinity yet, but one in single precision
+    "NanRewardSoon": {"quantity": "reward", "when": 3},
     "NanReset": {"quantity": "reset", "length": 1000},
     "Raises": {"quantity": "raise"},
 }.items():

@@ -7,9 +7,10 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from harness import SCRIPTS, checkpoint, end, run, train
+from harness import SCRIPTS, checkpoint, end, parse, run, train
 from torch import nn
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
@@ -256,6 +257,17 @@ def test_a_number_that_is_none_stops_the_run(script, env_id, quantity, folder):
 @EACH_SCRIPT
 def test_a_first_observation_that_is_none_stops_the_run(script, folder):
     assert_refused(end(script, *faulty(script, "NanReset-v0")), script, "observation", " step ")
+
+
+@EACH_SCRIPT
+def test_an_evaluation_ends_whatever_it_is_paid(script, folder):
+    """A return that is no number is a result, or refused, but nothing to wait for."""
+    module, args = import_module(script), parse(script, "--env-id", "probes:NanRewardSoon-v0")
+    agent = module.Agent(module.make_envs(args, 1), args)
+    try:
+        assert np.isnan(module.evaluate(agent, args, 2, 0)).all()
+    except SystemExit as stop:
+        assert stop.code == 2
 
 
 @EACH_SCRIPT
