@@ -7,16 +7,17 @@
 maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H],  ratio = pi / pi_old
 
     python ppo.py
-    python ppo.py --env-id Acrobot-v1 --total-timesteps 200000
-    python ppo.py --resume runs/CartPole-v1__ppo__1__1790000000 --total-timesteps 200000
+    ... --env-id Acrobot-v1 --total-timesteps 200000
+    ... --resume RUN --total-timesteps 200000
 
-T steps of N environments are a rollout, B of its transitions a minibatch; D numbers are an observation, A an action.
-Unlike the paper: actor and critic share no layer, and advantages are normalised in each minibatch (--no-norm-adv).
+T steps of N environments are a rollout, B of its transitions a batch; D numbers are an observation, A an action.
+Unlike the paper: actor and critic share no layer, and advantages are normalised in each batch (--no-norm-adv).
 Unlike most peers: a time limit is no death, for the true last observation's value is bootstrapped, and the step on
 which gymnasium resets an environment and ignores the action is left out of every mean.
 """
 
 import atexit
+import importlib
 import io
 import math
 import os
@@ -45,15 +46,15 @@ from tqdm import tqdm
 class Args:
     env_id: str = "CartPole-v1"  # environment: an id that gymnasium knows, or module:Id to import one
     total_timesteps: int = 100_000  # environment steps in all, summed over environments
-    num_envs: int = 16  # N, environments stepped side by side (on each rank)
-    num_steps: int = 64  # T, steps of each environment per rollout
+    num_envs: int = 32  # N, environments stepped side by side (on each rank)
+    num_steps: int = 16  # T, steps of each environment per rollout
     learning_rate: float = 3e-3  # Adam's step size
     anneal_lr: bool = True  # lower the learning rate linearly to 0
     gamma: float = 0.99  # discount, 0 to 1
     gae_lambda: float = 0.95  # 0 to 1: GAE is the TD error at 0, the whole return minus the value at 1
     num_minibatches: int = 4  # minibatches in an epoch; they divide N * T
     update_epochs: int = 5  # K, passes over each rollout
-    norm_adv: bool = True  # advantages to mean 0 and deviation 1 in each minibatch
+    norm_adv: bool = True  # advantages to mean 0 and deviation 1 in each batch
     clip_coef: float = 0.2  # eps: how far the ratio may move from 1 before its gradient stops
     clip_vloss: bool = False  # clip the value's change too, by eps
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
@@ -93,7 +94,8 @@ class Agent(nn.Module):
         discrete = isinstance(envs.single_action_space, Discrete)
         self.actor = mlp(obs_dim, args.hidden_size, size, gain=0.01)
         self.log_std = None if discrete else nn.Parameter(torch.zeros(size))
-        self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain=1.0), nn.Flatten(-2))
+        # At a gain of 1 its second tanh layer would saturate on the way from 0 to returns of 100, and see no state.
+        self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain=10.0), nn.Flatten(-2))
         self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
 
     def log_prob(self, obs, action):
@@ -157,6 +159,12 @@ def gae(reward, value, terminated, done, gamma, gae_lambda):
     return torch.stack(advantage[:0:-1])
 
 
+def normalise(x, weight):
+    """x to mean 0 and deviation 1, as weight @ x takes the mean; (B,) -> (B,)"""
+    x = x - weight @ x
+    return x / ((weight @ x**2).sqrt() + 1e-8)
+
+
 def policy_loss(log_prob, old_log_prob, advantage, weight, clip_coef):
     """-L^CLIP (PPO eq. 7): -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)], ratio = pi / pi_old; (B,) -> ()"""
     ratio = (log_prob - old_log_prob).exp()
@@ -165,33 +173,32 @@ def policy_loss(log_prob, old_log_prob, advantage, weight, clip_coef):
 
 
 def value_loss(value, old_value, returns, weight, clip_coef=None):
-    """L^VF (PPO eq. 9): E[(V(s) - R)^2] / 2; with clip_coef, nothing to gain beyond old_value +- eps; (B,) -> ()"""
+    """The value's squared error, E[(V(s) - R)^2] / 2 (as in PPO eq. 9); (B,) -> ()"""
     error = (value - returns) ** 2
-    if clip_coef is not None:
+    if clip_coef is not None:  # no gain in a change of the value by more than eps
         clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
         error = torch.maximum(error, (clipped - returns) ** 2)
     return weight @ error / 2
 
 
 def loss(agent, batch, args):
-    """-L^CLIP + c_v L^VF - c_e H (PPO eq. 9) of a minibatch -> (), and what to log of it."""
+    """The objective's negative on a batch, to be minimised -> (), and what to log of it."""
     obs, action, old_log_prob, old_value, advantage, returns, valid = batch
     weight = valid / valid.sum().clamp(min=1)  # weight @ x is the mean of x over decisions, without the reset steps
-    if args.norm_adv:
-        advantage = advantage - weight @ advantage
-        advantage = advantage / ((weight @ advantage**2).sqrt() + 1e-8)
-    log_prob, entropy = agent.log_prob(obs, action)
-    l_clip = policy_loss(log_prob, old_log_prob, advantage, weight, args.clip_coef)
-    l_value = value_loss(agent.critic(obs), old_value, returns, weight, args.clip_coef if args.clip_vloss else None)
+    normalised = normalise(advantage, weight) if args.norm_adv else advantage
+    (log_prob, entropy), value = agent.log_prob(obs, action), agent.critic(obs)
+    l_policy = policy_loss(log_prob, old_log_prob, normalised, weight, args.clip_coef)
+    l_value = value_loss(value, old_value, returns, weight, args.clip_coef if args.clip_vloss else None)
     entropy = weight @ entropy
-    total = l_clip + args.vf_coef * l_value - args.ent_coef * entropy
+    total = l_policy + args.vf_coef * l_value - args.ent_coef * entropy
 
+    variance = weight @ (returns - weight @ returns) ** 2
+    explained = 1 - weight @ advantage**2 / variance.clamp(min=1e-8)  # the advantage is what V(s) left of the return
+    metrics = {"policy_loss": l_policy, "value_loss": l_value, "entropy": entropy, "explained_variance": explained}
     log_ratio = (log_prob - old_log_prob).detach()
-    approx_kl = weight @ (log_ratio.exp() - 1 - log_ratio)  # unbiased and never negative (Schulman 2020)
-    clipfrac = weight @ (log_ratio.expm1().abs() > args.clip_coef).float()
-    unexplained = weight @ (returns - old_value) ** 2 / (weight @ (returns - weight @ returns) ** 2).clamp(min=1e-8)
-    metrics = {"policy_loss": l_clip, "value_loss": l_value, "entropy": entropy, "explained_variance": 1 - unexplained}
-    return total, metrics | {"approx_kl": approx_kl, "clipfrac": clipfrac}
+    metrics["approx_kl"] = weight @ (log_ratio.expm1() - log_ratio)  # unbiased and never negative (Schulman 2020)
+    metrics["clipfrac"] = weight @ (log_ratio.expm1().abs() > args.clip_coef).float()
+    return total, metrics
 
 
 def update(agent, optimizer, batch, args):
@@ -206,7 +213,7 @@ def update(agent, optimizer, batch, args):
 
 
 def train(args):
-    """Algorithm 1 of the paper: T steps in each of N environments, then advantages, then K epochs of minibatches."""
+    """Act for T steps in each of N environments, compute targets, update; again, until total_timesteps -> agent."""
     run, T, N = Run(args), args.num_steps, args.num_envs
     envs, device = make_envs(args, N), run.device
     agent = Agent(envs, args).to(device)
@@ -229,14 +236,15 @@ def train(args):
         # Targets: one call of the critic on all T + 1 rows gives every value that a bootstrap needs.
         with torch.no_grad():
             valid, norm_obs = 1 - done[:T], agent.norm_obs(obs)
-            value, (log_prob, _) = agent.critic(norm_obs), agent.log_prob(norm_obs[:T], action)
+            value = agent.critic(norm_obs)
+            log_prob, _ = agent.log_prob(norm_obs[:T], action)
             scaled = agent.norm_reward.scale(reward, discounted, valid, args.gamma)
             advantage = gae(scaled, value, terminated, done[1:], args.gamma, args.gae_lambda)
             rollout = (norm_obs[:T], action, log_prob, value[:T], advantage, advantage + value[:T], valid)
             rollout = [x.flatten(0, 1) for x in rollout]
             agent.norm_obs.update(obs[:T], valid)
 
-        # Update: K epochs of minibatches.
+        # Update.
         for _ in range(args.update_epochs):
             for index in torch.randperm(T * N, device=device).chunk(args.num_minibatches):
                 metrics = update(agent, optimizer, [x[index] for x in rollout], args)
@@ -362,6 +370,7 @@ class Run:
         if distributed.is_torchelastic_launched() and not distributed.is_initialized():
             if self.device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            importlib.import_module("torch.distributed.nn")  # imported later, its defaults would keep the group alive
             distributed.init_process_group()
             atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -21,7 +21,10 @@ ROOT = TESTS.parent
 
 @dataclass(frozen=True)
 class Script:
-    """A script's row: environments that it solves, flags of a small run, steps between two of its updates, its tags."""
+    """A script's row: two environments, flags of a small run, steps between two of its updates, its tags.
+
+    REINFORCE plays whole episodes, so that its environments here, and all probes that it is run on, end after 7 steps.
+    """
 
     env_ids: tuple
     short: tuple
@@ -29,12 +32,30 @@ class Script:
     losses: tuple
 
 
+SHORT = "--num-envs 2 --hidden-size 8 --eval-episodes 2"
+WHOLE_EPISODES = ("probes:CartPole7-v0", "probes:Pendulum7-v0")
 SCRIPTS = {
+    "reinforce": Script(
+        env_ids=WHOLE_EPISODES,
+        short=shlex.split(SHORT),
+        period=14,
+        losses=("policy_loss", "entropy"),
+    ),
+    "reinforce_baseline": Script(
+        env_ids=WHOLE_EPISODES,
+        short=shlex.split(SHORT),
+        period=14,
+        losses=("policy_loss", "value_loss", "entropy", "explained_variance"),
+    ),
+    "a2c": Script(
+        env_ids=("CartPole-v1", "Pendulum-v1"),
+        short=shlex.split(f"{SHORT} --num-steps 16"),
+        period=32,
+        losses=("policy_loss", "value_loss", "entropy", "explained_variance"),
+    ),
     "ppo": Script(
         env_ids=("CartPole-v1", "Pendulum-v1"),
-        short=shlex.split(
-            "--num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 2 --hidden-size 8 --eval-episodes 2"
-        ),
+        short=shlex.split(f"{SHORT} --num-steps 16 --num-minibatches 2 --update-epochs 2"),
         period=32,
         losses=("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"),
     ),

@@ -12,22 +12,31 @@ from torch import distributed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def ppo_batch(agent, rank):
-    """Random decisions, 3 among the steps of rank 0 and 11 among those of rank 1."""
-    size, rng = 12, torch.manual_seed(rank)
-    obs, action = torch.randn(size, 3, generator=rng), torch.randn(size, 3, generator=rng)
-    old_log_prob, *rest = torch.randn(4, size, generator=rng)
-    return [obs, action, old_log_prob - 5, *rest, (torch.arange(size) < (3, 11)[rank]).float()]
+def decisions(columns, log_prob=0.0):
+    """A function of a rank that makes random decisions, 3 among the steps of rank 0 and 11 among those of rank 1."""
+
+    def batch(agent, rank):
+        size, rng = 12, torch.manual_seed(rank)
+        obs, action = torch.randn(size, 3, generator=rng), torch.randn(size, 3, generator=rng)
+        first, *rest = torch.randn(columns, size, generator=rng)
+        return [obs, action, first + log_prob, *rest, (torch.arange(size) < (3, 11)[rank]).float()]
+
+    return batch
 
 
-BATCHES = {"ppo": (ppo_batch, "--no-norm-adv")}
+BATCHES = {
+    "reinforce": (decisions(1), "--no-norm-returns"),
+    "reinforce_baseline": (decisions(2), "--no-norm-adv"),
+    "a2c": (decisions(2), "--no-norm-adv", "--max-grad-norm", "1e9"),
+    "ppo": (decisions(4, log_prob=-5), "--no-norm-adv", "--max-grad-norm", "1e9"),
+}
 script, *flags = sys.argv[1:]
 batch, *more = BATCHES[script]
 module, found, rank = importlib.import_module(script), {}, int(os.environ["RANK"])
 distributed.init_process_group("gloo")
 
 # One step on a minibatch of each rank is one step on both in one: each decision weighs the same.
-sys.argv = [f"{script}.py", *flags, *more, "--max-grad-norm", "1e9"]
+sys.argv = [f"{script}.py", *flags, *more]
 args = module.parse_args()
 torch.manual_seed(0)
 agent = module.Agent(module.make_envs(args, 1), args)

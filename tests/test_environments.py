@@ -139,9 +139,9 @@ def test_log(script, folder):
     assert [step for step, _ in log["charts/eval_return"]] == [row.period * k for k in (4, 8, 10)]
     assert log["charts/eval_return"][-1][1] == pytest.approx(result.mean, abs=0.01)
     assert log["charts/SPS"][-1][1] == pytest.approx(result.speed, rel=0.2)
-    if row.env_ids[0] == "CartPole-v1":
+    if "CartPole" in row.env_ids[0]:
         assert log["charts/episodic_return"] == log["charts/episodic_length"]
-        assert 8 < log["charts/episodic_return"][-1][1] < 60  # near a random policy's 22
+        assert 7 <= log["charts/episodic_return"][-1][1] < 60  # near a random policy's 22, or the time limit
 
 
 @EACH_SCRIPT
@@ -222,7 +222,7 @@ def test_target_kl_ends_the_epochs(folder, monkeypatch):
     assert updates("--target-kl", 1e-9) == 3 * 1 * 2
 
 
-@pytest.mark.parametrize("script", ["ppo"])
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if hasattr(parse(script), "anneal_lr")])
 def test_anneal_lr(script, folder):
     flags = small(script, 4, "--learning-rate", 0.004)
     rates = {}
@@ -234,37 +234,35 @@ def test_anneal_lr(script, folder):
     assert rates["--no-anneal-lr"] == pytest.approx([0.004] * 4)
 
 
-@pytest.mark.parametrize(
-    ("flags", "same"),
-    [
-        (("--norm-obs",), False),
-        (("--norm-reward",), False),
-        (("--clip-vloss", "--clip-coef", "0.01"), False),
-        (("--no-norm-adv",), False),
-        (("--gae-lambda", "0.5"), False),
-        (("--gamma", "0.5"), False),
-        (("--ent-coef", "0.1"), False),
-        (("--vf-coef", "0.1"), False),
-        (("--max-grad-norm", "0.01"), False),
-        (("--update-epochs", "3"), False),
-        (("--num-minibatches", "1"), False),
-        (("--eval-episodes", "3"), True),
-        (("--num-threads", "2"), True),
-        (("--device", "cpu"), True),
-    ],
-)
-def test_flags_change_what_they_should(flags, same, folder):
+CHANGES = {
+    # flags of the algorithm: the script's, and those of the scripts on its ladder above it
+    "reinforce": ["--no-norm-returns", "--gamma 0.5", "--norm-obs", "--norm-reward", "--no-anneal-lr"],
+    "reinforce_baseline": ["--no-norm-adv", "--gamma 0.5", "--norm-obs", "--norm-reward", "--no-anneal-lr"],
+}
+CHANGES["a2c"] = [*CHANGES["reinforce_baseline"], "--gae-lambda 0.5", "--ent-coef 0.1", "--vf-coef 0.1"]
+CHANGES["a2c"] += ["--max-grad-norm 0.01", "--num-steps 8"]
+CHANGES["ppo"] = [*CHANGES["a2c"], "--clip-vloss --clip-coef 0.01", "--update-epochs 3", "--num-minibatches 1"]
+
+
+@EACH_SCRIPT
+def test_flags_change_what_they_should(script, folder):
     """Against the same run without them: the algorithm's flags change the weights, those of running do not."""
-    base = small("ppo", 4, "--num-threads", "1")
+
+    def weights(flags):
+        _, result = train(script, *small(script, 4, "--num-threads", 1), *flags.split())
+        return {name: x for name, x in state(result.folder)["agent"].items() if not name.startswith("norm_")}
+
+    base = weights("")
+    for flags in CHANGES[script]:
+        assert differences(base, weights(flags)), f"{flags} changes nothing"
     try:
-        weights = [state(train("ppo", *base, *more)[1].folder)["agent"] for more in ((), flags)]
+        for flags in ("--eval-episodes 3", "--num-threads 2", "--device cpu"):
+            assert differences(base, weights(flags)) == [], f"{flags} changes what is learnt"
     finally:
         torch.set_num_threads(1)
-    keys = [key for key in weights[0] if not key.startswith("norm_")]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in keys) == same
 
 
-@pytest.mark.parametrize("script", ["ppo"])
+@EACH_SCRIPT
 def test_copied_alone_with_its_metadata(script):
     """The inline metadata names what the file imports, so that a copy runs without this repository."""
     source = (ROOT / f"{script}.py").read_text()

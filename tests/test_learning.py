@@ -14,6 +14,9 @@ def readme_flags(script, env_id):
 
 RUNS = [
     # script, environment, flags (None: the README's), the least mean return of its evaluation
+    ("reinforce", "CartPole-v1", [], 475),
+    ("reinforce_baseline", "CartPole-v1", [], 475),
+    ("a2c", "CartPole-v1", [], 475),
     ("ppo", "CartPole-v1", [], 475),
     ("ppo", "Pendulum-v1", None, -200),
 ]

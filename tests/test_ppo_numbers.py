@@ -159,8 +159,8 @@ def test_diagnostics():
     _, metrics = numbers(clip_coef=0.2)
     close(metrics["approx_kl"], torch.tensor(((0.25 - log(1.25)) + 0 + (-0.5 - log(0.5))) / 3))
     close(metrics["clipfrac"], torch.tensor(2 / 3))  # 1.25 and 0.5 are further than 0.2 from 1
-    # R - V_old = 1, 1, -2 have mean 0 and mean square 2; R = 1, 3, 4 have variance (25 + 1 + 16) / 27
-    close(metrics["explained_variance"], torch.tensor(1 - 2 / (42 / 27)))
+    # advantages, which are R - V_old, of 1, 2, 6 have mean square 41 / 3; R = 1, 3, 4 have variance (25 + 1 + 16) / 27
+    close(metrics["explained_variance"], torch.tensor(1 - (41 / 3) / (42 / 27)))
 
 
 def test_nothing_to_learn_from_is_no_nan():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from harness import SCRIPTS, TESTS, TORCHRUN, checkpoint, differences, environment, last_line, run, scalars
+from harness import SCRIPTS, TESTS, TORCHRUN, checkpoint, differences, environment, last_line, parse, run, scalars
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 
@@ -31,7 +31,8 @@ def test_two_processes_agree(script, tmp_path):
     """Weights and statistics are the same, environments are not; an update is that on both minibatches in one."""
     row = SCRIPTS[script]
     flags = (*row.short, "--env-id", "probes:Spy-v0", "--total-timesteps", 8 * row.period, "--num-threads", 1)
-    flags += ("--norm-obs", "--norm-reward", "--target-kl", 0.001) if script == "ppo" else ()
+    flags += ("--norm-obs", "--norm-reward") if hasattr(parse(script), "norm_obs") else ()
+    flags += ("--target-kl", 0.001) if hasattr(parse(script), "target_kl") else ()
     command = [sys.executable, *TORCHRUN, str(TESTS / "ranks.py"), script, *map(str, flags)]
     ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

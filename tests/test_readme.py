@@ -11,7 +11,7 @@ import pytest
 from harness import ROOT, SCRIPTS, TORCHRUN, environment, last_line, readme_blocks, readme_commands, train
 
 PLACEHOLDER = re.compile(r"runs/(?P<env_id>[^\s/]+)__(?P<script>\w+)__(?P<seed>\d+)__\d+")
-SHORT = {"ppo": "--total-timesteps 512 --num-steps 32 --num-envs 4 --eval-episodes 2"}
+SHORT = dict.fromkeys(SCRIPTS, "--total-timesteps 512 --num-envs 4 --eval-episodes 2")
 # What begins with these words sets a machine up, is run by .ci/run, or is a server that does not end.
 NOT_RUN = [
     "python3 -m venv",

@@ -14,15 +14,16 @@ from harness import SCRIPTS, checkpoint, differences, end, parse, start, state, 
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 RUNS = [
-    ("ppo", "CartPole-v1", ()),
-    ("ppo", "Pendulum-v1", ("--norm-obs", "--norm-reward")),
+    *((script, row.env_ids[0], ()) for script, row in SCRIPTS.items()),
+    *((script, row.env_ids[1], ("--norm-obs", "--norm-reward")) for script, row in SCRIPTS.items()),
 ]
+SEGMENT = 32  # updates between two checkpoints
 
 
 def small(script, segments, *flags, env_id=None):
-    """The flags of a run of so many segments: 16 updates, in which episodes end, and then a checkpoint."""
+    """The flags of a run of so many segments: some updates, in which episodes end, and then a checkpoint."""
     row = SCRIPTS[script]
-    ends = ("--total-timesteps", segments * 16 * row.period, "--checkpoint-every", 16 * row.period)
+    ends = ("--total-timesteps", segments * SEGMENT * row.period, "--checkpoint-every", SEGMENT * row.period)
     return ("--env-id", env_id or row.env_ids[0], *row.short, *ends, *flags)
 
 
@@ -125,7 +126,7 @@ def test_a_checkpoint_is_flushed_before_it_is_put_in_place(script, folder, monke
     monkeypatch.undo()
     os.chdir(folder)
     (run,) = set(Path("runs").iterdir()) - {whole.folder}
-    assert checkpoint(run)["step"] == 16 * SCRIPTS[script].period
+    assert checkpoint(run)["step"] == SEGMENT * SCRIPTS[script].period
     train(script, "--resume", run)
     assert differences(state(run), state(whole.folder)) == []
 
@@ -136,7 +137,7 @@ def test_a_longer_total_extends_a_finished_run(script, folder):
     steady = ("--no-anneal-lr",) if hasattr(parse(script), "anneal_lr") else ()
     _, short = train(script, *small(script, 2, *steady))
     _, longer = train(script, *small(script, 4, *steady))
-    total = 4 * 16 * SCRIPTS[script].period
+    total = 4 * SEGMENT * SCRIPTS[script].period
     _, extended = train(script, "--resume", short.folder, "--total-timesteps", total)
     assert (extended.steps, extended.folder) == (total, short.folder)
     assert differences(state(short.folder), state(longer.folder)) == []
@@ -171,12 +172,13 @@ def test_flags_beside_evaluate_win(script, folder):
     assert train(script, "--evaluate", trained.folder, "--eval-episodes", 5)[1].episodes == 5
 
 
+@EACH_SCRIPT
 @pytest.mark.parametrize("flags", [("--norm-obs",), ("--norm-obs", "--norm-reward")])
-def test_running_statistics_are_in_the_checkpoint(flags, folder):
+def test_running_statistics_are_in_the_checkpoint(script, flags, folder):
     """Without them an evaluation plays another policy than was trained, the commonest mistake with this feature."""
-    agent, trained = train("ppo", *small("ppo", 1, *flags, env_id="Pendulum-v1"))
+    agent, trained = train(script, *small(script, 1, *flags, env_id=SCRIPTS[script].env_ids[1]))
     obs = torch.tensor([[0.3, -0.4, 5.0]])
     assert (agent.norm_obs(obs) - obs).abs().min() > 1e-3
-    played, _ = train("ppo", "--evaluate", trained.folder)
+    played, _ = train(script, "--evaluate", trained.folder)
     assert torch.equal(played.norm_obs(obs), agent.norm_obs(obs))
     assert torch.equal(played.act(obs, greedy=True), agent.act(obs, greedy=True))

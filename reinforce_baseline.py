@@ -1,0 +1,469 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.9", "gymnasium[classic-control]>=1.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"]
+# ///
+"""REINFORCE with a baseline (Williams 1992; Sutton et al. 2000, "Policy gradient methods with function approximation").
+
+maximise  E[log pi(a|s) (G - V(s))] - E[(V(s) - G)^2] / 2,  G[t] = reward[t] + gamma G[t+1], no gradient into G - V(s)
+
+    python reinforce_baseline.py
+    ... --env-id Acrobot-v1 --total-timesteps 1000000
+    ... --resume RUN --total-timesteps 1000000
+
+N environments play an episode each, T steps at most; B transitions are a batch, D numbers an observation, A an action.
+Unlike the paper: one step of Adam on the mean over the steps of all episodes, and without the factor gamma^t.
+Unlike most peers: episodes are played side by side, and the steps that an environment plays on until the last episode
+ends are left out of every mean. A time limit ends the return, as there is nothing to bootstrap from.
+"""
+
+import atexit
+import importlib
+import io
+import math
+import os
+import random
+import re
+import signal
+import sys
+import time
+import zipfile
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import vector as wrappers
+from torch import distributed, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    env_id: str = "CartPole-v1"  # environment: an id that gymnasium knows, or module:Id to import one
+    total_timesteps: int = 300_000  # environment steps in all, summed over environments
+    num_envs: int = 16  # N, environments stepped side by side (on each rank)
+    learning_rate: float = 3e-3  # Adam's step size
+    anneal_lr: bool = True  # lower the learning rate linearly to 0
+    gamma: float = 0.99  # discount, 0 to 1
+    norm_adv: bool = True  # advantages to mean 0 and deviation 1 in each batch
+    norm_obs: bool = False  # observations to mean 0 and deviation 1, by running statistics
+    norm_reward: bool = False  # rewards divided by the running deviation of the discounted return
+    hidden_size: int = 64  # units in each of the two hidden layers
+    seed: int = 1  # the same seed and flags give the same bits on a CPU
+    device: str = "auto"  # where networks and data live: cpu, cuda, mps, or auto, which takes a GPU if there is one
+    num_threads: int = 1  # torch's CPU threads; small networks lose time to more
+    compile: bool = False  # torch.compile the loss and its gradient as one graph
+    async_envs: bool = False  # step each environment in a process of its own
+    checkpoint_every: int = 50_000  # environment steps between checkpoints, each with an evaluation
+    eval_episodes: int = 20  # episodes of an evaluation
+    capture_video: bool = False  # film an episode of the last evaluation (mp4 in the run folder)
+    resume: str = ""  # go on with this run folder, on its flags and those given beside it
+    evaluate: str = ""  # play this run folder's policy, greedily, and do not train
+
+
+def mlp(inputs, hidden, outputs, gain):
+    """Two tanh layers, (..., inputs) -> (..., outputs); orthogonal weights, the last of this gain; biases 0."""
+    layers = [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, outputs)]
+    for linear, scale in zip(layers[::2], (2**0.5, 2**0.5, gain), strict=True):
+        nn.init.orthogonal_(linear.weight, scale)
+        nn.init.zeros_(linear.bias)
+    return nn.Sequential(*layers)
+
+
+class Agent(nn.Module):
+    """pi(a|s): categorical, or a Gaussian of one deviation for all s, in [-1, 1] (make_envs rescales); V(s)."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        obs_dim, size = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
+        discrete = isinstance(envs.single_action_space, Discrete)
+        self.actor = mlp(obs_dim, args.hidden_size, size, gain=0.01)
+        self.log_std = None if discrete else nn.Parameter(torch.zeros(size))
+        # At a gain of 1 its second tanh layer would saturate on the way from 0 to returns of 100, and see no state.
+        self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain=10.0), nn.Flatten(-2))
+        self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
+
+    def log_prob(self, obs, action):
+        """log pi(a|s) and the entropy of pi, both (...), for normalised obs (..., D) and action (...) or (..., A)."""
+        output = self.actor(obs)
+        if self.log_std is None:
+            log_probs = output.log_softmax(-1)
+            return log_probs.gather(-1, action[..., None])[..., 0], -(log_probs.exp() * log_probs).sum(-1)
+        z = (action - output) / self.log_std.exp()
+        constant = self.log_std + math.log(2 * math.pi) / 2
+        return -(z**2 / 2 + constant).sum(-1), (constant + 0.5).sum().expand(z.shape[:-1])
+
+    @torch.inference_mode()
+    def act(self, obs, greedy=False):
+        """Actions (N,) of a Discrete space or (N, A) of a Box for obs (N, D): sampled from pi, or its mode."""
+        output = self.actor(self.norm_obs(obs))
+        if self.log_std is None:
+            noise = -torch.empty_like(output).exponential_().log()  # Gumbel: the argmax is a sample of the softmax
+            return (output if greedy else output + noise).argmax(-1)
+        return output if greedy else output + self.log_std.exp() * torch.randn_like(output)
+
+
+class RunningNorm(nn.Module):
+    """If on: x (T, N, size) -> (x - mean) / std, within +-10, by the statistics of all valid steps on all ranks."""
+
+    def __init__(self, size, on):
+        super().__init__()
+        self.on = on
+        self.register_buffer("stats", torch.tensor([[0.0], [0.0], [1.0]]).repeat(1, size))  # count, mean, variance
+
+    def forward(self, x):
+        return ((x - self.stats[1]) / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else x
+
+    def update(self, x, valid):
+        count, mean, variance = self.stats
+        n, total, squares = all_sum(torch.stack([(valid[..., None] * (x - mean) ** k).sum((0, 1)) for k in range(3)]))
+        count += n
+        variance += (squares - n * variance) / count - (total / count) ** 2
+        variance.clamp_(min=0)  # rounding
+        mean += total / count
+
+    def scale(self, reward, discounted, valid, gamma):
+        """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1]."""
+        for t in range(len(reward) if self.on else 0):
+            discounted[t] = reward[t] + gamma * valid[t] * discounted[t - 1]  # discounted[-1]: the last rollout's end
+        self.update(discounted[..., None], valid)
+        return (reward / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else reward
+
+
+def returns(reward, done, gamma):
+    """Discounted returns-to-go, which end where done (terminated or truncated) is 1: G[t] = reward[t] + gamma G[t+1].
+
+    All (T, N) -> (T, N); Sutton and Barto 2018, section 13.3.
+    """
+    to_go = [torch.zeros_like(reward[0])]
+    for t in reversed(range(len(reward))):
+        to_go.append(reward[t] + gamma * (1 - done[t]) * to_go[-1])
+    return torch.stack(to_go[:0:-1])
+
+
+def normalise(x, weight):
+    """x to mean 0 and deviation 1, as weight @ x takes the mean; (B,) -> (B,)"""
+    x = x - weight @ x
+    return x / ((weight @ x**2).sqrt() + 1e-8)
+
+
+def policy_loss(log_prob, advantage, weight):
+    """-E[log pi(a|s) A], whose gradient is the policy gradient (Williams 1992, Sutton et al. 2000); (B,) -> ()"""
+    return -(weight @ (log_prob * advantage))
+
+
+def value_loss(value, returns, weight):
+    """The value's squared error, E[(V(s) - R)^2] / 2 (as in PPO eq. 9); (B,) -> ()"""
+    error = (value - returns) ** 2
+    return weight @ error / 2
+
+
+def loss(agent, batch, args):
+    """The objective's negative on a batch, to be minimised -> (), and what to log of it."""
+    obs, action, advantage, returns, valid = batch
+    weight = valid / valid.sum().clamp(min=1)  # weight @ x is the mean of x over decisions, without the reset steps
+    normalised = normalise(advantage, weight) if args.norm_adv else advantage
+    (log_prob, entropy), value = agent.log_prob(obs, action), agent.critic(obs)
+    l_policy = policy_loss(log_prob, normalised, weight)
+    l_value = value_loss(value, returns, weight)
+    entropy = weight @ entropy
+    total = l_policy + l_value
+
+    variance = weight @ (returns - weight @ returns) ** 2
+    explained = 1 - weight @ advantage**2 / variance.clamp(min=1e-8)  # the advantage is what V(s) left of the return
+    metrics = {"policy_loss": l_policy, "value_loss": l_value, "entropy": entropy, "explained_variance": explained}
+    return total, metrics
+
+
+def update(agent, optimizer, batch, args):
+    """One gradient step on one minibatch; returns detached metrics."""
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad()
+    metrics = backward(loss, agent, batch, args)
+    average_gradients(parameters, batch[-1].sum())
+    optimizer.step()
+    return metrics
+
+
+def train(args):
+    """Play an episode in each of N environments, compute targets, update; again, until total_timesteps -> agent."""
+    run, N = Run(args), args.num_envs
+    envs, device = make_envs(args, N), run.device
+    agent = Agent(envs, args).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    run.start(envs, agent=agent, optimizer=optimizer)
+    while run.step < args.total_timesteps and not args.evaluate:
+        # Act: until every environment has ended its episode; valid is 1 up to that end, 0 for what it plays on.
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - args.anneal_lr * run.step / args.total_timesteps)
+        obs, action, reward, done, valid = [run.reset().to(device)], [], [], [], [torch.ones(N, device=device)]
+        while all_sum(valid[-1].sum()):
+            action.append(agent.act(obs[-1]))
+            next_obs, last_reward, _, last_done = run.env_step(action[-1])
+            obs.append(next_obs)
+            reward.append(last_reward)
+            done.append(last_done)
+            valid.append(valid[-1] * (1 - last_done))
+        obs, action, reward, done, valid = (torch.stack(x[: len(done)]) for x in (obs, action, reward, done, valid))
+        envs.return_queue, envs.length_queue = (reward * valid).sum(0).tolist(), valid.sum(0).tolist()
+
+        # Targets: the returns, and what they exceed the baseline by.
+        with torch.no_grad():
+            norm_obs = agent.norm_obs(obs)
+            scaled = agent.norm_reward.scale(reward, torch.zeros_like(reward), valid, args.gamma)
+            to_go = returns(scaled, done, args.gamma)
+            rollout = (norm_obs, action, to_go - agent.critic(norm_obs), to_go, valid)
+            rollout = [x.flatten(0, 1) for x in rollout]
+            agent.norm_obs.update(obs, valid)
+
+        # Update.
+        metrics = update(agent, optimizer, rollout, args)
+        run.tick(metrics, optimizer)
+    return run.finish()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The algorithm ends here. What else a run needs is below, the same in every script.
+SCRIPT = Path(__file__).stem
+
+
+def refuse(bad, message):
+    """If the input is bad: one line on standard error, and exit status 2."""
+    if bad:
+        print(f"{SCRIPT}.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_args():
+    """Flags of the command line, over those of the run that --resume or --evaluate names, each in its range."""
+    try:
+        with redirect_stderr(io.StringIO()) as box:
+            args = tyro.cli(Args, description=__doc__.splitlines()[0])
+            if run := args.resume or args.evaluate:
+                saved = load_checkpoint(run)["args"]
+                args = tyro.cli(Args, default=saved)
+                refuse(args.env_id != saved.env_id, f"--env-id {args.env_id}, but {run} is of {saved.env_id}")
+    except SystemExit as end:
+        words = box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode()  # without tyro's frame
+        refuse(end.code, words.removeprefix(f"{SCRIPT}.py: error: "))
+        raise
+    for name, value in vars(args).items():
+        low = 1 if type(value) is int and name not in ("seed", "learning_starts") else 0
+        high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.maxsize if type(value) is int else 1e300
+        bad = not isinstance(value, str) and not low <= value <= high
+        refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
+    size, parts = getattr(args, "num_steps", 1) * args.num_envs, getattr(args, "num_minibatches", 1)
+    refuse(size % parts, f"--num-minibatches {parts} does not divide --num-steps times --num-envs, {size}")
+    return args
+
+
+def make_envs(args, num_envs, **kwargs):
+    """Vector environment: flat observations, Discrete actions or Box actions in [-1, 1]; NEXT_STEP autoreset."""
+    try:
+        envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
+        if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
+            envs = wrappers.FlattenObservation(envs)
+    except (gym.error.Error, ImportError, NotImplementedError) as error:
+        refuse(True, f"--env-id {args.env_id}: {error}")
+    mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
+    refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
+    usable = (isinstance(space, Discrete) and space.start == 0) or (isinstance(space, Box) and len(space.shape) == 1)
+    refuse(not usable, f"--env-id {args.env_id} acts in {space}; it has to be Discrete from 0 or a Box of one axis")
+    if isinstance(space, Box) and space.is_bounded():
+        low, high, unit = space.low, space.high, Box(-1, 1, space.shape)
+        envs = wrappers.TransformAction(envs, lambda a: low + (np.clip(a, -1, 1) + 1) / 2 * (high - low), None, unit)
+    return wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
+
+
+def evaluate(agent, args, episodes, seed, video=None):
+    """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,)."""
+    envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
+    envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0) if video else envs
+    obs, returns, ended = envs.reset(seed=seed)[0], np.zeros(episodes), np.zeros(episodes, bool)
+    while not ended.all():
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=next(agent.parameters()).device)
+        obs, _, _, _, info = envs.step(agent.act(obs, greedy=True).cpu().numpy())
+        for i in np.flatnonzero(info.get("_episode", False) & ~ended):
+            returns[i], ended[i] = info["episode"]["r"][i], True
+    envs.close()
+    return returns
+
+
+def load_checkpoint(run, **parts):
+    """Read a run folder's checkpoint, executing nothing in it, and load the parts from it."""
+    try:
+        path = Path(run, "checkpoint.pt")
+        saved = not zipfile.ZipFile(path).testzip() and torch.load(path, map_location="cpu", weights_only=True)
+        refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
+        saved["args"] = Args(**saved["args"])
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        return saved
+    except Exception as error:
+        refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
+
+
+def all_sum(tensor):
+    """Sum over torchrun's ranks, in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def average_gradients(parameters, weight):
+    """Mean of the gradients over ranks, each weighted by its number of decisions, in one all-reduce."""
+    if distributed.is_initialized():
+        gradients = [parameter.grad for parameter in parameters]
+        flat = all_sum(torch.cat([weight.view(1), weight * nn.utils.parameters_to_vector(gradients)]))
+        nn.utils.vector_to_parameters(flat[1:] / flat[0].clamp(min=1), gradients)
+
+
+def backward(loss, agent, batch, args):
+    """Add the gradient of loss(agent, batch, args) -> (scalar, metrics) to .grad; returns the metrics, detached."""
+    if args.compile and not torch.compiler.is_compiling():
+        torch._dynamo.config.trace_autograd_ops = True  # one graph for forward and backward
+        return torch.compile(backward, fullgraph=True)(loss, agent, batch, args)
+    total, metrics = loss(agent, batch, args)
+    total.backward()
+    return {name: metric.detach() for name, metric in metrics.items()}
+
+
+class Run:
+    """Device and ranks, steps and seconds so far, folder, log, checkpoints and signals of one run."""
+
+    def __init__(self, args):
+        found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
+        refuse(args.device not in ("auto", "cpu", found), f"--device {args.device} is not here; {found} would do")
+        self.device = torch.device(found if args.device == "auto" else args.device)
+        if distributed.is_torchelastic_launched() and not distributed.is_initialized():
+            if self.device.type == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            importlib.import_module("torch.distributed.nn")  # imported later, its defaults would keep the group alive
+            distributed.init_process_group()
+            atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
+        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        torch.set_num_threads(args.num_threads)
+        torch.manual_seed(args.seed)
+        self.args, self.step, self.seconds, self.new_segment, self.signal = args, 0, 0.0, True, 0
+        numbers = () if args.evaluate else (signal.SIGINT, signal.SIGTERM)  # the environments' processes inherit this
+        self.handlers = {n: signal.signal(n, lambda n, frame: setattr(self, "signal", n)) for n in numbers}
+
+    def start(self, envs, **parts):
+        """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
+        args, self.envs, self.parts, self.folder = self.args, envs, parts, Path(self.args.resume or self.args.evaluate)
+        blind = args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ())
+        refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
+        if self.folder.name:
+            saved = load_checkpoint(self.folder, **parts)
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            finished = args.resume and self.step >= args.total_timesteps
+            refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
+        while self.rank == 0 and not self.folder.name:
+            folder = Path("runs", f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{int(time.time())}")
+            try:
+                folder.mkdir(parents=True)
+                self.folder = folder
+            except OSError as error:  # if it is there, another run of this second has it: try again
+                refuse(not folder.is_dir(), f"cannot write {folder}: {error.strerror}")
+        if self.rank == 0 and not args.evaluate:
+            self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
+            self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
+            lines = {"delay": 10, "mininterval": 10, "bar_format": "{n} steps{postfix}, {rate_fmt}\n"}
+            style = {"unit_scale": True} if sys.stderr.isatty() else lines
+            self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", **style)
+        self.began, self.saved, self.logged = time.perf_counter() - self.seconds, self.step, self.step
+
+    def reset(self):
+        """Start a segment: seed every generator by (seed, step, rank), reset the environments -> obs (N, D)."""
+        self.new_segment = False
+        *seeds, env_seed = np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(4).tolist()
+        for seeder, seed in zip((random.seed, np.random.seed, torch.manual_seed), seeds, strict=True):
+            seeder(seed)
+        obs, _ = self.envs.reset(seed=env_seed)
+        self.check_finite(obs, "an observation")
+        return torch.as_tensor(obs, dtype=torch.float32)
+
+    def check_finite(self, values, what):
+        bad = not np.isfinite(values).all()
+        refuse(bad, f"{what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
+
+    def env_step(self, action):
+        """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
+        obs, reward, terminated, truncated, _ = self.envs.step(action.cpu().numpy())
+        self.step += self.args.num_envs * self.ranks
+        with np.errstate(over="ignore"):
+            row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        self.check_finite(row[:, :-3], "an observation")
+        self.check_finite(row[:, -3], "a reward")
+        row = torch.as_tensor(row, device=self.device)
+        return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
+
+    def tick(self, metrics, optimizer):
+        """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
+        args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
+        tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        for name, value in tags.items():
+            self.check_finite(value, name)
+        if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 1000):
+            self.logged, tags = self.step, {f"losses/{name}": value for name, value in tags.items()}
+            tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
+            if self.envs.return_queue:
+                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
+                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
+            for tag, value in tags.items():
+                self.writer.add_scalar(tag, value, self.step)
+            self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
+            self.bar.update(min(self.step, args.total_timesteps) - self.bar.n)
+        stop = int(all_sum(torch.tensor(self.signal, device=self.device)))
+        if ended or stop or self.step - self.saved >= args.checkpoint_every:
+            self.save()
+            if self.rank == 0 and not ended and not stop:
+                returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed)
+                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+        if stop:
+            if self.rank == 0:
+                self.bar.close()
+                print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
+            sys.exit(128 + (self.signal or signal.SIGTERM))
+
+    def save(self):
+        """Replace the checkpoint at once, whole; what follows is a new segment, as it will be after --resume."""
+        self.saved, self.new_segment = self.step, True
+        if self.rank == 0:
+            state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
+            state["args"] = vars(self.args) | {"resume": "", "evaluate": ""}
+            with open(self.folder / "checkpoint.tmp", "wb") as file:
+                torch.save(state | {name: part.state_dict() for name, part in self.parts.items()}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.folder / "checkpoint.pt")
+            self.writer.flush()
+
+    def finish(self):
+        """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""
+        args, agent = self.args, self.parts["agent"]
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.rank == 0:
+            returns = evaluate(agent, args, args.eval_episodes, args.seed)
+            if not args.evaluate:
+                self.bar.close()
+                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+                self.writer.close()
+            score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
+            speed = f"{self.step} steps | {self.seconds:.1f} s | {self.step / self.seconds:.0f} steps/s"
+            print(score, speed, self.folder, sep=" | ")
+            if args.capture_video:
+                evaluate(agent, args, 1, args.seed, self.folder / "video")
+        if distributed.is_initialized():
+            distributed.barrier()  # no rank hangs up on another
+        return agent
+
+
+if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for --env-id module:Id
+    train(parse_args())
