@@ -125,6 +125,8 @@ class RunningNorm(nn.Module):
         return ((x - self.stats[1]) / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else x
 
     def update(self, x, valid):
+        if not self.on:
+            return
         count, mean, variance = self.stats
         n, total, squares = all_sum(torch.stack([(valid[..., None] * (x - mean) ** k).sum((0, 1)) for k in range(3)]))
         count += n
@@ -134,10 +136,12 @@ class RunningNorm(nn.Module):
 
     def scale(self, reward, discounted, valid, gamma):
         """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1]."""
-        for t in range(len(reward) if self.on else 0):
+        if not self.on:
+            return reward
+        for t in range(len(reward)):
             discounted[t] = reward[t] + gamma * valid[t] * discounted[t - 1]  # discounted[-1]: the last rollout's end
         self.update(discounted[..., None], valid)
-        return (reward / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else reward
+        return (reward / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10)
 
 
 def gae(reward, value, terminated, done, gamma, gae_lambda):
@@ -418,7 +422,7 @@ class Run:
         tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
         for name, value in tags.items():
             self.check_finite(value, name)
-        if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 1000):
+        if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 500):
             self.logged, tags = self.step, {f"losses/{name}": value for name, value in tags.items()}
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
             if self.envs.return_queue:

@@ -82,9 +82,24 @@ PPO_SAME = (
     "--env-id CartPole-v1 --num-envs 8 --num-steps 32 --num-minibatches 1 --update-epochs 20 --hidden-size 64"
     " --gamma 0.98 --gae-lambda 0.8 --learning-rate 1e-3 --anneal-lr --clip-coef 0.2 --ent-coef 0"
 )
+# https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/hyperparams/a2c.yml; 5 steps and rate 7e-4 are its defaults
+A2C_CARTPOLE = {
+    "package": PEER,
+    "algorithm": "A2C",
+    "env_id": "CartPole-v1",
+    "num_envs": 8,
+    "steps": 500_000,
+    "flags": {"policy": "MlpPolicy", "ent_coef": 0.0},
+}
+A2C_SAME = (
+    "--env-id CartPole-v1 --num-envs 8 --num-steps 5 --hidden-size 64 --gamma 0.99 --gae-lambda 1 --no-norm-adv"
+    " --learning-rate 7e-4 --no-anneal-lr --ent-coef 0 --max-grad-norm 0.5"
+)
 COMPARISONS = [
     Comparison("ppo-equal-sizes", "ppo.py", PPO_SAME, PPO_CARTPOLE),
     Comparison("ppo-solved", "ppo.py", "", PPO_CARTPOLE, solved=475),
+    Comparison("a2c-equal-sizes", "a2c.py", A2C_SAME, A2C_CARTPOLE),
+    Comparison("a2c-solved", "a2c.py", "", A2C_CARTPOLE, solved=475),
 ]
 
 

@@ -8,6 +8,7 @@ which takes each block that the named script shares, and all below its rule, int
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,11 @@ def test_shared_blocks_are_the_same(block):
 @pytest.mark.parametrize("pair", BUDGETS, ids=" -> ".join)
 def test_a_step_of_the_ladder_is_small(pair):
     assert changed_lines(*pair) <= BUDGETS[pair]
+
+
+def test_the_readme_counts_the_steps_of_the_ladder():
+    rows = re.findall(r"\| `diff (\w+)\.py (\w+)\.py` \| (\d+) \|", (ROOT / "README.md").read_text())
+    assert {(one, other): int(lines) for one, other, lines in rows} == {pair: changed_lines(*pair) for pair in BUDGETS}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

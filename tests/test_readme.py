@@ -24,7 +24,7 @@ NOT_RUN = [
     "tensorboard",
     "uv run",
 ]
-NOT_RUN += ["pytest", "python -m pytest", "ruff", "cp"]
+NOT_RUN += ["pytest", "python -m pytest", "ruff", "cp", "diff"]
 
 
 def is_script(words):
