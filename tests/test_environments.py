@@ -234,14 +234,14 @@ def test_anneal_lr(script, folder):
     assert rates["--no-anneal-lr"] == pytest.approx([0.004] * 4)
 
 
+CHANGES = ["--gamma 0.5", "--norm-obs", "--norm-reward", "--no-anneal-lr"]  # flags of the algorithm
 CHANGES = {
-    # flags of the algorithm: the script's, and those of the scripts on its ladder above it
-    "reinforce": ["--no-norm-returns", "--gamma 0.5", "--norm-obs", "--norm-reward", "--no-anneal-lr"],
-    "reinforce_baseline": ["--no-norm-adv", "--gamma 0.5", "--norm-obs", "--norm-reward", "--no-anneal-lr"],
+    "reinforce": [*CHANGES, "--no-norm-returns"],
+    "reinforce_baseline": [*CHANGES, "--no-norm-adv"],
+    "a2c": [*CHANGES, "--norm-adv", "--gae-lambda 0.5", "--ent-coef 0.1", "--vf-coef 0.1", "--max-grad-norm 0.01"],
 }
-CHANGES["a2c"] = [*CHANGES["reinforce_baseline"], "--gae-lambda 0.5", "--ent-coef 0.1", "--vf-coef 0.1"]
-CHANGES["a2c"] += ["--max-grad-norm 0.01", "--num-steps 8"]
-CHANGES["ppo"] = [*CHANGES["a2c"], "--clip-vloss --clip-coef 0.01", "--update-epochs 3", "--num-minibatches 1"]
+CHANGES["ppo"] = [flag.replace("--norm-adv", "--no-norm-adv") for flag in CHANGES["a2c"]]
+CHANGES["ppo"] += ["--clip-vloss --clip-coef 0.01", "--update-epochs 3", "--num-minibatches 1"]
 
 
 @EACH_SCRIPT

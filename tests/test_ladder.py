@@ -296,16 +296,17 @@ def test_the_baseline_keeps_the_expected_gradient_and_lowers_its_variance(record
     with torch.no_grad():
         value = agent.critic(obs)
 
-    log_prob = agent.log_prob(obs, action)[0]
-    parameters = list(agent.actor.parameters())
-
-    def gradients(advantage):
-        """One row per episode."""
-        losses = [reinforce_baseline.policy_loss(log_prob[:, n], advantage[:, n], valid[:, n]) for n in range(count)]
-        return torch.stack([gradient(loss, parameters) for loss in losses])
-
-    plain, baseline = gradients(to_go), gradients(to_go - value)
-    wrong = gradients(to_go - value * (1 + action))  # no baseline may depend on the action
+    rows = []
+    for n in range(count):
+        steps = valid[:, n] == 1
+        log_prob = agent.log_prob(obs[steps, n], action[steps, n])[0]
+        baselines = (torch.zeros_like(value), value, value * (1 + action))  # the last is none: it knows the action
+        losses = [
+            reinforce_baseline.policy_loss(log_prob, (to_go - baseline)[steps, n], valid[steps, n])
+            for baseline in baselines
+        ]
+        rows.append(torch.stack([gradient(loss, agent.actor.parameters()) for loss in losses]))
+    plain, baseline, wrong = torch.stack(rows, 1)  # each (episodes, weights)
 
     def scores(other):
         """The mean change of the gradient in standard errors, for each weight."""

@@ -9,7 +9,7 @@ from harness import train
 SOLVE = "--gamma 0.9 --num-envs 8 --learning-rate 1e-2 --hidden-size 16 "
 SOLVE = {
     "reinforce": SOLVE + "--total-timesteps 6144",
-    "reinforce_baseline": SOLVE + "--total-timesteps 20000",
+    "reinforce_baseline": SOLVE + "--total-timesteps 12000",
     "a2c": SOLVE + "--total-timesteps 40000 --num-steps 8",
     "ppo": SOLVE + "--total-timesteps 6144 --num-steps 32 --num-minibatches 1 --update-epochs 10",
 }
