@@ -208,7 +208,7 @@ def train(args):
     run, T, N = Run(args), args.num_steps, args.num_envs
     envs, device = make_envs(args, N), run.device
     agent = Agent(envs, args).to(device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(envs, agent=agent, optimizer=optimizer)
     obs = torch.zeros(T + 1, *envs.observation_space.shape, device=device)
     action = torch.as_tensor(np.stack([envs.action_space.sample()] * T), device=device)

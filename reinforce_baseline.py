@@ -199,7 +199,7 @@ def train(args):
     run, N = Run(args), args.num_envs
     envs, device = make_envs(args, N), run.device
     agent = Agent(envs, args).to(device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(envs, agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps and not args.evaluate:
         # Act: until every environment has ended its episode; valid is 1 up to that end, 0 for what it plays on.

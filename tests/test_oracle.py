@@ -4,10 +4,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
 
+import a2c
 import ppo
 
 close = torch.testing.assert_close
@@ -191,3 +192,37 @@ def test_one_update_with_clipped_values_gives_the_same_weights(env_id):
         return rows
 
     check_update(env_id, {"clip_vloss": True, "clip_coef": 0.2}, batch, clip_range_vf=0.2)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_one_update_of_a2c_gives_the_same_weights(env_id):
+    torch.manual_seed(0)
+    args = a2c.Args(env_id=env_id, hidden_size=16, ent_coef=0.05, vf_coef=1.3, norm_adv=False)
+    agent = a2c.Agent(a2c.make_envs(args, 1), args)
+    for parameter in agent.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs = A2C(
+        "MlpPolicy",
+        env_id,
+        learning_rate=args.learning_rate,
+        n_steps=32,
+        use_rms_prop=False,
+        normalize_advantage=False,
+        ent_coef=args.ent_coef,
+        vf_coef=args.vf_coef / 2,
+        max_grad_norm=args.max_grad_norm,
+        policy_kwargs={"net_arch": [16, 16], "activation_fn": torch.nn.Tanh},
+        device="cpu",
+    )
+    theirs.set_logger(Notes())
+    for mine, other in matched(agent, theirs.policy):
+        other.data.copy_(mine)
+    batch = batch_of(agent, seed=1)
+    padded = with_reset_steps(batch)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
+    metrics = a2c.update(agent, optimizer, [*padded[:2], *padded[4:]], args)
+    logged = their_update(theirs, batch)
+    for mine, other in matched(agent, theirs.policy):
+        close(mine.detach(), other.detach(), rtol=1e-5, atol=1e-6)
+    assert metrics["policy_loss"].item() == pytest.approx(logged["train/policy_loss"], rel=1e-4)
+    assert metrics["value_loss"].item() == pytest.approx(logged["train/value_loss"] / 2, rel=1e-4)
