@@ -245,11 +245,12 @@ CHANGES["ppo"] += ["--clip-vloss --clip-coef 0.01", "--update-epochs 3", "--num-
 
 
 @EACH_SCRIPT
-def test_flags_change_what_they_should(script, folder):
+def test_flags_change_what_they_should(script, tmp_path_factory, monkeypatch):
     """Against the same run without them: the algorithm's flags change the weights, those of running do not."""
 
     def weights(flags):
-        _, result = train(script, *small(script, 4, "--num-threads", 1), *flags.split())
+        monkeypatch.chdir(tmp_path_factory.mktemp("run"))  # else each would wait for a second of its own for its name
+        _, result = train(script, *small(script, 4, "--num-threads", 1, env_id="probes:Spy-v0"), *flags.split())
         return {name: x for name, x in state(result.folder)["agent"].items() if not name.startswith("norm_")}
 
     base = weights("")

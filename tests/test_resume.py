@@ -21,7 +21,7 @@ RUNS = [
     ("ppo", "CartPole-v1", ()),
     ("ppo", "Pendulum-v1", NORMALISED),
 ]
-SEGMENT = 24  # updates between two checkpoints
+SEGMENT = 16  # updates between two checkpoints
 
 
 def small(script, segments, *flags, env_id=None):
