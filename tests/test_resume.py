@@ -21,7 +21,7 @@ RUNS = [
     ("ppo", "CartPole-v1", ()),
     ("ppo", "Pendulum-v1", NORMALISED),
 ]
-SEGMENT = 16  # updates between two checkpoints
+SEGMENT = 32  # updates between two checkpoints
 
 
 def small(script, segments, *flags, env_id=None):
