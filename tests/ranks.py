@@ -7,6 +7,7 @@ from pathlib import Path
 
 import probes
 import torch
+import torch.distributed.nn  # before there is a process group, which it would keep alive
 from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
