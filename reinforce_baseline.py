@@ -185,10 +185,10 @@ def loss(agent, batch, args):
 
 
 def update(agent, optimizer, batch, args):
-    """One gradient step on one minibatch; returns detached metrics."""
+    """One gradient step on a batch; returns detached metrics."""
     parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
-    metrics = backward(loss, agent, batch, args)
+    metrics = backward(loss, parameters, agent, batch, args)
     average_gradients(parameters, batch[-1].sum())
     optimizer.step()
     return metrics
@@ -262,6 +262,8 @@ def parse_args():
         refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
     size, parts = getattr(args, "num_steps", 1) * args.num_envs, getattr(args, "num_minibatches", 1)
     refuse(size % parts, f"--num-minibatches {parts} does not divide --num-steps times --num-envs, {size}")
+    total, starts = args.total_timesteps, getattr(args, "learning_starts", -1)
+    refuse(starts >= total, f"--learning-starts {starts} leaves no step of --total-timesteps {total} to learn at")
     return args
 
 
@@ -276,8 +278,12 @@ def make_envs(args, num_envs, **kwargs):
     mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
     refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
     usable = (isinstance(space, Discrete) and space.start == 0) or (isinstance(space, Box) and len(space.shape) == 1)
-    refuse(not usable, f"--env-id {args.env_id} acts in {space}; it has to be Discrete from 0 or a Box of one axis")
-    if isinstance(space, Box) and space.is_bounded():
+    bounded = isinstance(space, Box) and space.is_bounded()
+    others = getattr(Agent, "others", "")  # scripts for the actions that this one has no use for
+    acts = f"--env-id {args.env_id} acts in {space}"
+    refuse(not usable, f"{acts}; it has to be Discrete from 0 or a Box of one axis")
+    refuse(others and not bounded, f"{acts}; it has to be a bounded Box, or try {others}")
+    if bounded:
         low, high, unit = space.low, space.high, Box(-1, 1, space.shape)
         envs = wrappers.TransformAction(envs, lambda a: low + (np.clip(a, -1, 1) + 1) / 2 * (high - low), None, unit)
     return wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
@@ -311,6 +317,19 @@ def load_checkpoint(run, **parts):
         refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
 
 
+def allocate(rows, columns, device):
+    """Zeros (rows, columns) on the device, if its free memory has room for them."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif (meminfo := Path("/proc/meminfo")).exists():
+        free = 1024 * int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1])
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need, free = rows * columns * 4 / 2**30, free / 2**30
+    refuse(need > free, f"--buffer-size: {rows} transitions take {need:.1f} GiB, and {free:.1f} GiB are free")
+    return torch.zeros(rows, columns, device=device)
+
+
 def all_sum(tensor):
     """Sum over torchrun's ranks, in place."""
     if distributed.is_initialized():
@@ -326,13 +345,13 @@ def average_gradients(parameters, weight):
         nn.utils.vector_to_parameters(flat[1:] / flat[0].clamp(min=1), gradients)
 
 
-def backward(loss, agent, batch, args):
-    """Add the gradient of loss(agent, batch, args) -> (scalar, metrics) to .grad; returns the metrics, detached."""
+def backward(loss, parameters, agent, batch, args):
+    """Add the parameters' gradient of loss(agent, batch, args) -> (scalar, metrics) to .grad; returns the metrics."""
     if args.compile and not torch.compiler.is_compiling():
         torch._dynamo.config.trace_autograd_ops = True  # one graph for forward and backward
-        return torch.compile(backward, fullgraph=True)(loss, agent, batch, args)
+        return torch.compile(backward, fullgraph=True)(loss, parameters, agent, batch, args)
     total, metrics = loss(agent, batch, args)
-    total.backward()
+    total.backward(inputs=parameters)
     return {name: metric.detach() for name, metric in metrics.items()}
 
 
@@ -373,6 +392,7 @@ class Run:
                 self.folder = folder
             except OSError as error:  # if it is there, another run of this second has it: try again
                 refuse(not folder.is_dir(), f"cannot write {folder}: {error.strerror}")
+                time.sleep(0.05)
         if self.rank == 0 and not args.evaluate:
             self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
             self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
@@ -397,7 +417,9 @@ class Run:
 
     def env_step(self, action):
         """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
-        obs, reward, terminated, truncated, _ = self.envs.step(action.cpu().numpy())
+        action = action.cpu().numpy()
+        self.check_finite(action, "an action")
+        obs, reward, terminated, truncated, _ = self.envs.step(action)
         self.step += self.args.num_envs * self.ranks
         with np.errstate(over="ignore"):
             row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
@@ -409,10 +431,15 @@ class Run:
     def tick(self, metrics, optimizer):
         """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
         args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
-        tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        stop = int(all_sum(torch.tensor(self.signal, device=self.device))) if self.ranks > 1 else self.signal
+        save = ended or stop or self.step - self.saved >= args.checkpoint_every
+        log = ended or self.step - self.logged >= args.total_timesteps / 500
+        tags = {}
+        if metrics and (log or save):
+            tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
         for name, value in tags.items():
             self.check_finite(value, name)
-        if self.rank == 0 and (ended or self.step - self.logged >= args.total_timesteps / 500):
+        if self.rank == 0 and log:
             self.logged, tags = self.step, {f"losses/{name}": value for name, value in tags.items()}
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
             if self.envs.return_queue:
@@ -422,8 +449,9 @@ class Run:
                 self.writer.add_scalar(tag, value, self.step)
             self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
             self.bar.update(min(self.step, args.total_timesteps) - self.bar.n)
-        stop = int(all_sum(torch.tensor(self.signal, device=self.device)))
-        if ended or stop or self.step - self.saved >= args.checkpoint_every:
+        if save:
+            weights = nn.utils.parameters_to_vector(self.parts["agent"].parameters())
+            self.check_finite(weights.numpy(force=True), "a weight")
             self.save()
             if self.rank == 0 and not ended and not stop:
                 returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed)

@@ -4,7 +4,8 @@
     python benchmarks/speed.py --threads 2 --compile --only ppo-equal-sizes
 
 Whole processes take turns (A B A B ...), so that what else the machine does falls on both; a ratio is the median over
-the turns of ours / theirs. A new script adds its lines to COMPARISONS.
+the turns of ours / theirs. The off-policy scripts' updates are also measured beside their matrix products alone
+(floor.py). A new script adds its lines to COMPARISONS.
 """
 
 import json
@@ -35,6 +36,9 @@ COLUMNS = (
     "solved_at_steps",
     "solved_seconds",
     "peak_rss_mb",
+    "update_ms",
+    "floor_ms",
+    "multiple",
     *common.PROVENANCE,
 )
 
@@ -43,8 +47,8 @@ COLUMNS = (
 class Args:
     repeats: int = 5  # turns of the comparisons of steps per second; turn i has seed i
     seeds: str = "1-5"  # seeds, each a turn, of the comparisons of time to solved: 1-5 or 1,3,7-9
-    threads: Literal[1, 2] = 1  # torch's CPU threads on either side
-    steps: int = 100_000  # environment steps of a run that compares steps per second
+    threads: Literal[0, 1, 2] = 0  # torch's CPU threads on either side; 0: what the comparison has
+    steps: int = 0  # environment steps of a run that compares steps per second; 0: what the comparison has
     compile: bool = False  # our scripts with --compile too, in the comparisons of steps per second
     only: tuple[str, ...] = ()  # names of the comparisons to run; none: all
     out: Path = Path("benchmarks/results/speed.csv")  # table of all runs; rows of the same comparison are replaced
@@ -57,6 +61,8 @@ class Comparison:
     flags: str  # its flags, beyond seed, threads, device
     peer: dict  # theirs: package, algorithm, environment, steps, and flags as the zoo has them
     solved: float | None = None  # mean return of 20 training episodes to reach; None: compare steps per second
+    threads: int = 1  # torch's CPU threads on either side
+    floor: bool = False  # measure our update, too, beside its matrix products alone
 
 
 # https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/hyperparams/ppo.yml
@@ -95,11 +101,39 @@ A2C_SAME = (
     "--env-id CartPole-v1 --num-envs 8 --num-steps 5 --hidden-size 64 --gamma 0.99 --gae-lambda 1 --no-norm-adv"
     " --learning-rate 7e-4 --no-anneal-lr --ent-coef 0 --max-grad-norm 0.5"
 )
+REPLAY = {
+    "package": PEER,
+    "env_id": "Pendulum-v1",
+    "num_envs": 1,
+    "steps": 6000,
+    "flags": {
+        "policy": "MlpPolicy",
+        "policy_kwargs": {"net_arch": [256, 256]},
+        "learning_rate": 1e-3,
+        "batch_size": 256,
+        "buffer_size": 1_000_000,
+        "learning_starts": 1000,
+        "train_freq": 1,
+        "gradient_steps": 1,
+        "gamma": 0.99,
+        "tau": 0.01,
+    },
+}
+REPLAY_SAME = (
+    "--env-id Pendulum-v1 --num-envs 1 --hidden-size 256 --batch-size 256 --buffer-size 1000000 --learning-starts 1000"
+    " --utd 1 --gamma 0.99 --tau 0.01"
+)
 COMPARISONS = [
     Comparison("ppo-equal-sizes", "ppo.py", PPO_SAME, PPO_CARTPOLE),
     Comparison("ppo-solved", "ppo.py", "", PPO_CARTPOLE, solved=475),
     Comparison("a2c-equal-sizes", "a2c.py", A2C_SAME, A2C_CARTPOLE),
     Comparison("a2c-solved", "a2c.py", "", A2C_CARTPOLE, solved=475),
+    *[
+        Comparison(
+            f"{name}-equal-sizes", f"{name}.py", REPLAY_SAME, REPLAY | {"algorithm": name.upper()}, None, 2, True
+        )
+        for name in ("ddpg", "td3", "sac")
+    ],
 ]
 
 
@@ -121,9 +155,10 @@ def run(command, folder):
 def run_ours(comparison, flags, seed, args):
     """Train our script once -> a row's measurements; its clock runs neither in imports nor in the evaluation."""
     command = [sys.executable, str(common.ROOT / comparison.script), *shlex.split(f"{comparison.flags} {flags}")]
-    command += ["--seed", str(seed), "--num-threads", str(args.threads), "--device", "cpu"]
+    threads = args.threads or comparison.threads
+    command += ["--seed", str(seed), "--num-threads", str(threads), "--device", "cpu"]
     if comparison.solved is None:
-        command += ["--total-timesteps", str(args.steps)]
+        command += ["--total-timesteps", str(args.steps or comparison.peer["steps"])]
     with tempfile.TemporaryDirectory() as folder:
         line, peak = run(command, folder)
         result = common.parse_last_line(line)
@@ -133,6 +168,9 @@ def run_ours(comparison, flags, seed, args):
         solved = None
         if comparison.solved is not None:
             solved = common.solved_at(Path(folder, result["folder"]), comparison.solved)
+        floor = {}
+        if comparison.floor:
+            floor = json.loads(run([command[0], str(common.ROOT / "benchmarks" / "floor.py"), *command[1:]], folder)[0])
     steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate has more
     half = min((step for step in clock if step >= steps / 2), default=None)
     return {
@@ -143,13 +181,15 @@ def run_ours(comparison, flags, seed, args):
         "solved_at_steps": solved,
         "solved_seconds": clock.get(solved),
         "peak_rss_mb": peak,
+        **floor,
     }
 
 
 def run_theirs(comparison, seed, args):
     """Train the peer once -> a row's measurements; where solved is asked for, it stops when it is."""
-    steps = args.steps if comparison.solved is None else comparison.peer["steps"]
-    spec = comparison.peer | {"steps": steps, "solved": comparison.solved, "seed": seed, "threads": args.threads}
+    steps = (args.steps if comparison.solved is None else 0) or comparison.peer["steps"]
+    threads = args.threads or comparison.threads
+    spec = comparison.peer | {"steps": steps, "solved": comparison.solved, "seed": seed, "threads": threads}
     with tempfile.TemporaryDirectory() as folder:
         line, peak = run([sys.executable, str(common.ROOT / "benchmarks" / "peer.py"), json.dumps(spec)], folder)
     return json.loads(line) | {"peak_rss_mb": peak}
@@ -165,6 +205,7 @@ def finish_row(result):
     elif result["half_steps"] is not None and result["half_steps"] < steps:
         rate = (steps - result["half_steps"]) / (seconds - result["half_seconds"])
         row["second_half_steps_per_second"] = f"{rate:.1f}"
+    row |= {name: f"{result[name]:.3f}" for name in ("update_ms", "floor_ms", "multiple") if name in result}
     return row | {"peak_rss_mb": f"{result['peak_rss_mb']:.1f}"}
 
 
@@ -180,7 +221,8 @@ def measure(comparison, args, bar):
             result = (
                 run_theirs(comparison, seed, args) if side == PEER else run_ours(comparison, ours[side], seed, args)
             )
-            first = {"comparison": comparison.name, "side": side, "seed": seed, "threads": args.threads}
+            threads = args.threads or comparison.threads
+            first = {"comparison": comparison.name, "side": side, "seed": seed, "threads": threads}
             rows.append(first | finish_row(result) | origin)
             bar.update()
     return rows
@@ -216,6 +258,9 @@ def table(comparison, rows):
         else:
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         cells.append(f"{statistics.median(values(rows, side, 'peak_rss_mb')):.0f}")
+        for part in ("update_ms", "floor_ms", "multiple"):
+            middle = statistics.median(values(rows, side, part))
+            cells.append(f"{middle:.2f}" if math.isfinite(middle) else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -226,20 +271,21 @@ def main():
     names = [comparison.name for comparison in COMPARISONS]
     if unknown := [name for name in args.only if name not in names]:
         common.fail(f"--only {unknown[0]}: there are {', '.join(names)}")
-    if args.repeats < 1 or args.steps < 1:
-        common.fail(f"--repeats {args.repeats} and --steps {args.steps} must be 1 or more")
+    if args.repeats < 1 or args.steps < 0:
+        common.fail(f"--repeats {args.repeats} must be 1 or more, and --steps {args.steps} 0 or more")
     common.open_rows(args.out, COLUMNS)  # fails now rather than after the runs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = [comparison for comparison in COMPARISONS if not args.only or comparison.name in args.only]
     runs = [len(turns(comparison, args)) * (2 + (args.compile and comparison.solved is None)) for comparison in chosen]
     lines = [
-        "| comparison | side | threads | steps/s | second half | solved | at steps | at s | ours / theirs | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| comparison | side | threads | steps/s | second half | solved | at steps | at s | ours / theirs | peak MB"
+        " | update ms | floor ms | update / floor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     with tqdm(total=sum(runs), unit="run") as bar:
         for comparison in chosen:
             rows = measure(comparison, args, bar)
-            replaced = (comparison.name, str(args.threads))
+            replaced = (comparison.name, str(args.threads or comparison.threads))
             kept = [
                 row for row in common.open_rows(args.out, COLUMNS) if (row["comparison"], row["threads"]) != replaced
             ]

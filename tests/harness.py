@@ -21,7 +21,7 @@ ROOT = TESTS.parent
 
 @dataclass(frozen=True)
 class Script:
-    """A script's row: two environments, flags of a small run, steps between two of its updates, its tags.
+    """A script's row: two environments, flags of a small run, steps between two of its updates, its tags, what to film.
 
     REINFORCE plays whole episodes, so that its environments here, and all probes that it is run on, end after 7 steps.
     """
@@ -30,6 +30,7 @@ class Script:
     short: tuple
     period: int
     losses: tuple
+    film: str = "CartPole-v1"
 
 
 SHORT = "--num-envs 2 --hidden-size 8 --eval-episodes 2"
@@ -60,6 +61,18 @@ SCRIPTS = {
         losses=("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"),
     ),
 }
+
+REPLAY = shlex.split(f"{SHORT} --batch-size 8 --learning-starts 1 --num-threads 1")
+OFF_POLICY = ("ddpg", "td3", "sac")
+BY_PROCESS = ("ppo", "td3")  # of either family one, for what takes a process and is the same bytes in all seven
+for name in OFF_POLICY:
+    SCRIPTS[name] = Script(
+        env_ids=("probes:Pendulum7-v0", "Pendulum-v1"),
+        short=REPLAY,
+        period=2,
+        losses=("qf_loss", "qf_values", "actor_loss", *(("alpha", "entropy") if name == "sac" else ())),
+        film="probes:Pendulum7-v0",
+    )
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 LAST_LINE = re.compile(

@@ -104,6 +104,8 @@ class EndsAtFive(Probe):
 class FirstEpisodePays(Probe):
     """Episodes of 1 to 9 steps, by the seed; reward 1 in the first after seeding and 100 in those after it."""
 
+    action_space = Box(-1, 1, (1,), np.float32)
+
     def reset(self, *, seed=None, options=None):
         out = super().reset(seed=seed)
         self.pay = 1.0 if seed is not None else 100.0
@@ -167,8 +169,26 @@ class ImageObs(DictObs):
         return image
 
 
+class BoxDelayedReward(DelayedReward):
+    """As DelayedReward, where the first action is seen too, and paid by its distance to the best, 0.5."""
+
+    observation_space = Box(-1, 1, (2,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def observe(self):
+        return np.array([1, self.first] if self.t == 1 else [0, 0], np.float32)
+
+    def reward(self, action):
+        if self.t == 0:
+            self.first = action[0]
+            return 0.0
+        return 1 - (self.first - 0.5) ** 2
+
+
 class Fault(Probe):
     """Counts the vector environment's steps; at step `when`, one quantity is of a bad value, or the step raises."""
+
+    action_space = Box(-1, 1, (1,), np.float32)
 
     def __init__(self, quantity, value=np.nan, when=37, length=7):
         self.quantity, self.value, self.when, self.length, self.count = quantity, value, when, length, 0
@@ -216,6 +236,10 @@ def same_step(num_envs, **kwargs):
 for probe in list(vars().values()):
     if isinstance(probe, type) and issubclass(probe, Probe) and probe is not Fault:
         gym.register(f"{probe.__name__}-v0", probe, disable_env_checker=True)
+for probe in (Probe, SeenReward, EndsAtFive, Endless):  # the same with actions in a Box, which change nothing
+    boxed = type(f"Box{probe.__name__}", (probe,), {"action_space": Box(-1, 1, (1,), np.float32)})
+    limit = {"max_episode_steps": 5} if probe is Endless else {}
+    gym.register(f"{boxed.__name__}-v0", boxed, disable_env_checker=True, **limit)
 for name in ("CartPole", "Pendulum"):  # cut short, and before any pole falls
     gym.register(f"{name}7-v0", gym.spec(f"{name}-v1").entry_point, max_episode_steps=7)
 gym.register("NeverEnds-v0", Endless, max_episode_steps=5, disable_env_checker=True)

@@ -1,9 +1,11 @@
 """Run under torchrun by test_ranks.py: a run of several processes, each of which writes what it finds to {rank}.pt."""
 
+import copy
 import importlib
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import probes
 import torch
@@ -25,28 +27,50 @@ def decisions(columns, log_prob=0.0):
     return batch
 
 
+def transitions(agent, rank):
+    """Of a replay buffer: as many on either rank."""
+    rng = torch.manual_seed(rank)
+    return [*torch.randn(3, 8, 3, generator=rng), *torch.randn(2, 8, generator=rng)]
+
+
 BATCHES = {
     "reinforce": (decisions(1), "--no-norm-returns"),
     "reinforce_baseline": (decisions(2), "--no-norm-adv"),
     "a2c": (decisions(2), "--no-norm-adv", "--max-grad-norm", "1e9"),
     "ppo": (decisions(4, log_prob=-5), "--no-norm-adv", "--max-grad-norm", "1e9"),
+    "ddpg": (transitions,),
+    "td3": (transitions,),
+    "sac": (transitions,),
 }
 script, *flags = sys.argv[1:]
-batch, *more = BATCHES[script]
+batch_of, *more = BATCHES[script]
 module, found, rank = importlib.import_module(script), {}, int(os.environ["RANK"])
 distributed.init_process_group("gloo")
+
+
+def updated(agent, batch):
+    """The weights after an update by SGD, with no noise in it."""
+    named = [(name, p) for name, p in agent.named_parameters() if not name.startswith("target_")]
+    parameters = [p for _, p in named]
+    with mock.patch.object(torch, "randn_like", torch.zeros_like):
+        if batch_of is transitions:
+            parts = agent.critic.parameters(), [p for name, p in named if not name.startswith("critic")]
+            optimizers = [torch.optim.SGD(part, lr=0.1) for part in parts]
+            module.update(agent, *optimizers, batch, *(() if script == "ddpg" else (0,)), args)
+        else:
+            module.update(agent, torch.optim.SGD(parameters, lr=0.1), batch, args)
+    return [parameter.detach() for parameter in agent.parameters()]
+
 
 # One step on a minibatch of each rank is one step on both in one: each decision weighs the same.
 sys.argv = [f"{script}.py", *flags, *more]
 args = module.parse_args()
 torch.manual_seed(0)
 agent = module.Agent(module.make_envs(args, 1), args)
-parameters = list(agent.parameters())
-both = [torch.cat(pair) for pair in zip(batch(agent, 0), batch(agent, 1), strict=True)]
-gradients = torch.autograd.grad(module.loss(agent, both, args)[0], parameters)
-found["expected"] = [p.detach() - 0.1 * gradient for p, gradient in zip(parameters, gradients, strict=True)]
-module.update(agent, torch.optim.SGD(parameters, lr=0.1), batch(agent, rank), args)
-found["updated"] = [parameter.detach() for parameter in parameters]
+both = [torch.cat(pair) for pair in zip(batch_of(agent, 0), batch_of(agent, 1), strict=True)]
+with mock.patch.object(module, "average_gradients", lambda parameters, weight: None):
+    found["expected"] = updated(copy.deepcopy(agent), both)
+found["updated"] = updated(agent, batch_of(agent, rank))
 
 if hasattr(module, "RunningNorm"):
     norm = module.RunningNorm(1, True)

@@ -1,6 +1,7 @@
 """Bad input is one line on standard error that names it, exit status 2, and nothing lost."""
 
 import pickle
+import re
 import shutil
 import zipfile
 from dataclasses import fields
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness import SCRIPTS, checkpoint, end, parse, run, train
+from harness import BY_PROCESS, OFF_POLICY, SCRIPTS, checkpoint, end, parse, run, train
 from torch import nn
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
@@ -49,6 +50,34 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_unusable_environment(script, env_id, folder):
     assert_refused(end(script, "--env-id", env_id), script, "--env-id", env_id, *ENVIRONMENTS[env_id])
+    assert no_runs(folder)
+
+
+@pytest.mark.parametrize("script", OFF_POLICY)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "probes:UnboundedActionReward-v0"])
+def test_actions_that_are_in_no_bounded_box(script, env_id, folder):
+    """The line names the scripts that can use them, and they do."""
+    outcome = end(script, "--env-id", env_id)
+    assert_refused(outcome, script, env_id, "bounded Box")
+    others = re.findall(r"(\w+)\.py", outcome[2])[1:]
+    assert set(others) == set(SCRIPTS) - set(OFF_POLICY)
+    for other in others:
+        train(other, "--env-id", env_id, *SCRIPTS[other].short, "--total-timesteps", 1)
+
+
+@pytest.mark.parametrize("script", OFF_POLICY)
+def test_learning_starts_before_the_end(script, folder):
+    for starts in (50, 51):
+        flags = ("--learning-starts", starts, "--total-timesteps", 50)
+        assert_refused(end(script, *flags), script, "--learning-starts", str(starts), "--total-timesteps 50")
+    assert no_runs(folder)
+
+
+@pytest.mark.parametrize("script", OFF_POLICY)
+def test_a_buffer_beyond_the_memory(script, folder):
+    """10^12 rows of Pendulum's 3 + 1 + 3 + 1 + 1 numbers of 4 bytes are 33527.6 GiB."""
+    flags = ("--buffer-size", 10**12, "--total-timesteps", 10**12)
+    assert_refused(end(script, *flags), script, "--buffer-size", "33527.6 GiB")
     assert no_runs(folder)
 
 
@@ -102,7 +131,7 @@ def test_absent_device(script, device, folder):
     assert no_runs(folder)
 
 
-@EACH_SCRIPT
+@pytest.mark.parametrize("script", BY_PROCESS)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -231,7 +260,7 @@ def faulty(script, env_id, *flags):
 def assert_last_checkpoint_is_kept(script, folder):
     """Step 37 of two environments is step 74; the run goes on from the last checkpoint before it."""
     (run_folder,) = folder.glob("runs/*")
-    saved = 74 // SCRIPTS[script].period * SCRIPTS[script].period
+    saved = 73 // SCRIPTS[script].period * SCRIPTS[script].period
     assert checkpoint(run_folder)["step"] == saved
     total = saved + SCRIPTS[script].period  # ends before the environment fails again
     _, result = train(script, "--resume", run_folder.relative_to(folder), "--total-timesteps", total)
@@ -276,9 +305,10 @@ def test_a_loss_that_is_none_stops_the_run(script, folder):
     flags = ("--env-id", SCRIPTS[script].env_ids[-1], *SCRIPTS[script].short, "--checkpoint-every", "1")
     flags += ("--total-timesteps", 10 * SCRIPTS[script].period)
     flags += ("--max-grad-norm", "1e30") if hasattr(parse(script), "max_grad_norm") else ()
-    outcome = end(script, *flags, "--learning-rate", "1e30")
+    rates = [name for name in vars(parse(script)) if name in ("learning_rate", "policy_lr", "q_lr")]
+    outcome = end(script, *flags, *(word for name in rates for word in (f"--{name.replace('_', '-')}", "1e30")))
     assert_refused(outcome, script, " step ")
-    assert any(f"{loss} is " in outcome[2] for loss in SCRIPTS[script].losses), outcome
+    assert any(f"{what} is " in outcome[2] for what in (*SCRIPTS[script].losses, "a weight", "an action")), outcome
     for path in folder.glob("runs/*"):
         if (path / "checkpoint.pt").exists():
             assert all(weight.isfinite().all() for weight in checkpoint(path)["agent"].values())
@@ -291,7 +321,7 @@ def test_an_environment_that_raises_keeps_its_error(script, folder):
     assert_last_checkpoint_is_kept(script, folder)
 
 
-@EACH_SCRIPT
+@pytest.mark.parametrize("script", BY_PROCESS)
 def test_an_environment_that_raises_in_its_process_ends_the_run(script, folder):
     """The script must not wait for the other processes, and shows the environment's own line."""
     status, stdout, stderr = run(script, *faulty(script, "Raises-v0"), "--async-envs", cwd=folder, timeout=60)

@@ -1,15 +1,21 @@
 """The same numbers through Stable-Baselines3's own functions, which nobody here wrote."""
 
+from unittest import mock
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import a2c
+import ddpg
 import ppo
+import sac
+import td3
 
 close = torch.testing.assert_close
 GAMMA, LAMBDA = 0.97, 0.9
@@ -226,3 +232,105 @@ def test_one_update_of_a2c_gives_the_same_weights(env_id):
         close(mine.detach(), other.detach(), rtol=1e-5, atol=1e-6)
     assert metrics["policy_loss"].item() == pytest.approx(logged["train/policy_loss"], rel=1e-4)
     assert metrics["value_loss"].item() == pytest.approx(logged["train/value_loss"] / 2, rel=1e-4)
+
+
+def replayed(size=64):
+    """Transitions of Pendulum's sizes, some of them terminal."""
+    rng = torch.Generator().manual_seed(3)
+    obs, next_obs = torch.randn(2, size, 3, generator=rng)
+    action = 2 * torch.rand(size, 1, generator=rng) - 1
+    return [obs, action, next_obs, torch.randn(size, generator=rng), (torch.arange(size) % 5 == 0).float()]
+
+
+def copy_networks(agent, theirs):
+    """Fill both agents' networks and targets with the same random weights -> all pairs of the same tensor."""
+    pairs = []
+    for target in ("", "target_"):
+        networks = getattr(theirs, "critic_target" if target else "critic").q_networks
+        layers = zip(*([x for x in network if isinstance(x, torch.nn.Linear)] for network in networks), strict=True)
+        critic = getattr(agent, f"{target}critic")
+        for layer, weight, bias in zip(layers, critic.weights, critic.biases, strict=True):
+            for k, linear_k in enumerate(layer):
+                pairs += [(weight[k].T, linear_k.weight), (bias[k, 0], linear_k.bias)]
+        if isinstance(theirs, TD3):
+            actor = theirs.actor_target if target else theirs.actor
+            pairs += zip(linear(getattr(agent, f"{target}actor")), linear(actor.mu), strict=True)
+    if isinstance(theirs, SAC):  # whose mean and log of the deviation are two layers, and ours are one
+        *hidden, weight, bias = linear(agent.actor)
+        pairs += zip(hidden, linear(theirs.actor.latent_pi), strict=True)
+        for row, layer in enumerate((theirs.actor.mu, theirs.actor.log_std)):
+            pairs += [(weight[row : row + 1], layer.weight), (bias[row : row + 1], layer.bias)]
+    rng = torch.Generator().manual_seed(1)
+    for mine, other in pairs:
+        value = 0.3 * torch.randn(mine.shape, generator=rng)
+        mine.data.copy_(value)
+        other.data.copy_(value)
+    return pairs
+
+
+def check_replay_update(module, peer, updates, flags=(), **kwargs):
+    """The given number of updates on one batch, with the same noise on either side -> the same weights on both."""
+    args = module.Args(env_id="Pendulum-v1", hidden_size=16, **dict(flags))
+    torch.manual_seed(0)
+    agent = module.Agent(module.make_envs(args, 1), args)
+    rates = {"learning_rate": getattr(args, "learning_rate", 1e-3), "gamma": args.gamma, "tau": args.tau}
+    policy = {"net_arch": [16, 16], "activation_fn": torch.nn.ReLU}
+    theirs = peer("MlpPolicy", "Pendulum-v1", policy_kwargs=policy, device="cpu", **rates, **kwargs)
+    theirs.set_logger(Notes())
+    pairs = copy_networks(agent, theirs)
+    before = [mine.detach().clone() for mine, _ in pairs]
+
+    batch = replayed()
+    columns = [x[:, None] if x.dim() == 1 else x for x in batch]
+    obs, action, next_obs, reward, terminated = columns
+    theirs.replay_buffer.sample = lambda *args, **kwargs: ReplayBufferSamples(obs, action, next_obs, terminated, reward)
+    noise = {True: torch.randn(64, 1), False: torch.randn(64, 1)}  # for the actions at next_obs, and at obs
+
+    actor = [*agent.actor.parameters(), *([agent.log_alpha] if module is sac else [])]
+    optimizers = [torch.optim.Adam(part, lr=1e-3, fused=True) for part in (agent.critic.parameters(), actor)]
+    for count in range(1, updates + 1):
+        drawn = iter([noise[True], noise[False]])
+        with mock.patch.object(torch, "randn_like", lambda x, drawn=drawn: next(drawn)):
+            module.update(agent, *optimizers, batch, *(() if module is ddpg else (count,)), args)
+        if peer is SAC:  # it draws the action at obs first
+            drawn = iter([noise[False], noise[True]])
+            rsample = mock.patch.object(
+                torch.distributions.Normal, "rsample", lambda self, drawn=drawn: self.loc + self.scale * next(drawn)
+            )
+        else:
+            rsample = mock.patch.object(torch.Tensor, "normal_", lambda x, mean, std: x.copy_(std * noise[True]))
+        with rsample:
+            theirs.train(1, 64)
+
+    for mine, other in pairs:
+        close(mine.detach(), other.detach(), rtol=1e-4, atol=2e-5)
+    moved = [(mine.detach() - old).abs().max() > 1e-6 for (mine, _), old in zip(pairs, before, strict=True)]
+    assert all(moved), "a tensor did not move"
+    return agent, theirs
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+def test_updates_of_ddpg_give_the_same_weights(updates):
+    check_replay_update(ddpg, DDPG, updates)
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+@pytest.mark.parametrize("delay", [1, 2])
+def test_updates_of_td3_give_the_same_weights(updates, delay):
+    """Theirs counts updates from 1, as the paper does, and so does this test: the second is the first of the actor."""
+    if (updates, delay) == (1, 2):
+        updates = 2
+    flags = {"policy_frequency": delay, "policy_noise": 0.4, "noise_clip": 0.3}
+    check_replay_update(td3, TD3, updates, flags, policy_delay=delay, target_policy_noise=0.4, target_noise_clip=0.3)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("autotune", [True, False])
+def test_updates_of_sac_give_the_same_weights(updates, autotune):
+    """Theirs halves the critics' loss, which Adam undoes, and adds 1e-6 within the logarithm, which 2 updates hide."""
+    agent, theirs = check_replay_update(
+        sac, SAC, updates, {"alpha": 0.3, "autotune": autotune}, ent_coef="auto_0.3" if autotune else 0.3
+    )
+    if autotune:
+        close(agent.log_alpha.detach(), theirs.log_ent_coef.detach()[0], rtol=1e-5, atol=1e-6)
+    assert (agent.log_alpha.exp().item() == pytest.approx(0.3)) != autotune

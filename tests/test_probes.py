@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from harness import train
+from harness import OFF_POLICY, train
 
 SOLVE = "--gamma 0.9 --num-envs 8 --learning-rate 1e-2 --hidden-size 16 "
 SOLVE = {
@@ -13,7 +13,14 @@ SOLVE = {
     "a2c": SOLVE + "--total-timesteps 20000 --num-steps 8",
     "ppo": SOLVE + "--total-timesteps 6144 --num-steps 32 --num-minibatches 1 --update-epochs 10",
 }
+ON_POLICY = list(SOLVE)
 CRITICS = [script for script in SOLVE if script != "reinforce"]
+REPLAY = "--gamma 0.9 --num-envs 8 --hidden-size 16 --batch-size 64 --learning-starts 64 --tau 0.05 --num-threads 1 "
+SOLVE |= {
+    "ddpg": REPLAY + "--total-timesteps 1600 --learning-rate 1e-2",
+    "td3": REPLAY + "--total-timesteps 2400 --learning-rate 1e-2",
+    "sac": REPLAY + "--total-timesteps 1600 --policy-lr 1e-2 --q-lr 1e-2 --no-autotune --alpha 0",
+}
 ZERO, SIGNS, STAGES = torch.tensor([[0.0]]), torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.0], [1.0]])
 
 
@@ -44,6 +51,31 @@ def test_values_and_choice(script, env_id, obs, values, action, folder):
         assert agent.log_prob(obs[:1], torch.tensor([action]))[0].exp() > 0.95
 
 
+@pytest.mark.parametrize("script", OFF_POLICY)
+@pytest.mark.parametrize(
+    ("env_id", "obs", "values", "action"),
+    [  # as above, with actions in a Box
+        ("BoxProbe-v0", ZERO, [1.0], None),
+        ("BoxSeenReward-v0", SIGNS, [-1.0, 1.0], None),
+        (
+            "BoxDelayedReward-v0",
+            torch.tensor([[0.0, 0.0], [1.0, 0.5]]),
+            [0.9, 1.0],
+            0.5,
+        ),  # 0.5 is best, and paid 1 later
+        ("BoxEndless-v0", STAGES, [10.0, 10.0], None),
+        ("BoxEndsAtFive-v0", torch.eye(5), [4.0951, 3.439, 2.71, 1.9, 1.0], None),
+    ],
+)
+def test_values_and_choice_of_critics_that_are_told_the_action(script, env_id, obs, values, action, folder):
+    agent, _ = solve(script, env_id)
+    choice = agent.act(obs, greedy=True).clone()
+    for value in agent.critic(obs, choice).detach():
+        torch.testing.assert_close(value, torch.tensor(values), rtol=0.03, atol=0)
+    if action is not None:
+        assert choice[0].item() == pytest.approx(action, abs=0.1)
+
+
 @pytest.mark.parametrize(("env_id", "obs"), [("ActionReward-v0", ZERO), ("DelayedReward-v0", STAGES)])
 def test_choice_without_values(env_id, obs, folder):
     agent, _ = solve("reinforce", env_id)
@@ -56,14 +88,14 @@ def test_the_best_paid_point_is_chosen(script, folder):
     torch.testing.assert_close(agent.act(ZERO, greedy=True), torch.tensor([[0.5, -0.5]]), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("script", SOLVE)
+@pytest.mark.parametrize("script", ON_POLICY)
 def test_an_action_without_bounds_is_not_touched(script, folder):
     """Best is 3, beyond the -1 to 1 that a bounded action is rescaled from."""
     agent, _ = solve(script, "UnboundedActionReward-v0")
     assert agent.act(ZERO, greedy=True).item() == pytest.approx(3, abs=0.1)
 
 
-@pytest.mark.parametrize("script", SOLVE)
+@pytest.mark.parametrize("script", ON_POLICY)
 @pytest.mark.parametrize("env_id", ["DictObs-v0", "DiscreteObs-v0", "ImageObs-v0"])
 def test_every_observation_that_flattens_is_learnt_from(script, env_id, folder):
     """The right action is told by one entry of a Dict, by a Discrete, by which half of an image is lit."""

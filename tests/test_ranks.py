@@ -5,12 +5,24 @@ import sys
 
 import pytest
 import torch
-from harness import SCRIPTS, TESTS, TORCHRUN, checkpoint, differences, environment, last_line, parse, run, scalars
+from harness import (
+    BY_PROCESS,
+    SCRIPTS,
+    TESTS,
+    TORCHRUN,
+    checkpoint,
+    differences,
+    environment,
+    last_line,
+    parse,
+    run,
+    scalars,
+)
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 
 
-@EACH_SCRIPT
+@pytest.mark.parametrize("script", BY_PROCESS)
 def test_two_processes_print_one_line_and_keep_one_folder(script, tmp_path):
     row = SCRIPTS[script]
     flags = (*row.short, "--env-id", row.env_ids[-1], "--total-timesteps", 6 * row.period)

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import ROOT, SCRIPTS, TORCHRUN, environment, last_line, readme_blocks, readme_commands, train
+from harness import OFF_POLICY, ROOT, SCRIPTS, TORCHRUN, environment, last_line, readme_blocks, readme_commands, train
 
 PLACEHOLDER = re.compile(r"runs/(?P<env_id>[^\s/]+)__(?P<script>\w+)__(?P<seed>\d+)__\d+")
 SHORT = dict.fromkeys(SCRIPTS, "--total-timesteps 512 --num-envs 4 --eval-episodes 2")
+SHORT |= {script: f"{SHORT[script]} --learning-starts 448" for script in OFF_POLICY}
 # What begins with these words sets a machine up, is run by .ci/run, or is a server that does not end.
 NOT_RUN = [
     "python3 -m venv",

@@ -1,0 +1,517 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.9", "gymnasium[classic-control]>=1.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"]
+# ///
+"""TD3: twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477).
+
+minimise  E[(Q_i(s, a) - y)^2],  y = r + gamma min_i Q'_i(s', pi'(s') + noise);  maximise  E[Q_1(s, pi(s))]
+
+    python td3.py
+    ... --env-id MountainCarContinuous-v0 --total-timesteps 100000
+    ... --resume RUN --total-timesteps 20000
+
+N environments are stepped side by side; B transitions are a batch; D numbers are an observation, A an action.
+Unlike the paper: layers of 256 units, not of 400 and 300.
+Unlike most peers: a time limit is no death, the step on which gymnasium resets an environment is never stored, and
+updates are counted by environment steps (--utd), not by steps of all N environments.
+"""
+
+import atexit
+import copy
+import importlib
+import io
+import os
+import random
+import re
+import signal
+import sys
+import time
+import zipfile
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import vector as wrappers
+from torch import distributed, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    env_id: str = "Pendulum-v1"  # environment: an id that gymnasium knows, or module:Id to import one
+    total_timesteps: int = 8_000  # environment steps in all, summed over environments
+    num_envs: int = 1  # N, environments stepped side by side (on each rank)
+    learning_rate: float = 1e-3  # Adam's step size
+    gamma: float = 0.99  # discount, 0 to 1
+    tau: float = 0.01  # share of the way to the networks that their targets go at an update, 0 to 1
+    buffer_size: int = 1_000_000  # transitions that the replay buffer holds
+    batch_size: int = 256  # B, transitions in a batch
+    learning_starts: int = 1000  # environment steps, of random actions, before the first update
+    utd: float = 1.0  # updates per environment step
+    exploration_noise: float = 0.1  # deviation of the noise on actions
+    policy_noise: float = 0.2  # deviation of the noise on the target's actions
+    noise_clip: float = 0.5  # bound of the noise on the target's actions
+    policy_frequency: int = 2  # updates of the critics for each of the actor and the targets
+    hidden_size: int = 256  # units in each of the two hidden layers
+    seed: int = 1  # the same seed and flags give the same bits on a CPU
+    device: str = "auto"  # where networks and data live: cpu, cuda, mps, or auto, which takes a GPU if there is one
+    num_threads: int = 2  # torch's CPU threads; small networks lose time to more
+    compile: bool = False  # torch.compile the loss and its gradient as one graph
+    async_envs: bool = False  # step each environment in a process of its own
+    checkpoint_every: int = 50_000  # environment steps between checkpoints, each with an evaluation
+    eval_episodes: int = 20  # episodes of an evaluation
+    capture_video: bool = False  # film an episode of the last evaluation (mp4 in the run folder)
+    resume: str = ""  # go on with this run folder, on its flags and those given beside it
+    evaluate: str = ""  # play this run folder's policy, greedily, and do not train
+
+
+def mlp(inputs, hidden, outputs):
+    """Two ReLU layers, (..., inputs) -> (..., outputs)."""
+    layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
+    return nn.Sequential(*layers)
+
+
+class Critic(nn.Module):
+    """Q_i(s, a) of K networks, each layer's K weights in one tensor: obs (B, D), action (B, A) -> (K, B)."""
+
+    def __init__(self, obs_dim, action_dim, hidden, K):
+        super().__init__()
+        linears = [mlp(obs_dim + action_dim, hidden, 1)[::2] for _ in range(K)]
+        self.weights = nn.ParameterList(
+            torch.stack([x.weight.T for x in layer]) for layer in zip(*linears, strict=True)
+        )
+        self.biases = nn.ParameterList(
+            torch.stack([x.bias[None] for x in layer]) for layer in zip(*linears, strict=True)
+        )
+
+    def forward(self, obs, action, K=None):
+        """By all networks, or the first K."""
+        x = torch.cat([obs, action], -1).expand(len(self.weights[0][:K]), -1, -1)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias[:K], x.relu() if layer else x, weight[:K])
+        return x[..., 0]
+
+
+class Agent(nn.Module):
+    """pi(s), in [-1, 1] (make_envs rescales), Q_i(s, a), and the targets pi' and Q'_i, which follow slowly."""
+
+    others = "ppo.py, a2c.py, reinforce_baseline.py, reinforce.py"  # they take actions that are in no bounded Box
+
+    def __init__(self, envs, args):
+        super().__init__()
+        obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+        self.actor = nn.Sequential(mlp(obs_dim, args.hidden_size, action_dim), nn.Tanh())
+        self.critic = Critic(obs_dim, action_dim, args.hidden_size, K=2)
+        self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
+
+    @torch.inference_mode()
+    def act(self, obs, greedy=False):
+        """Actions (N, A) for obs (N, D); there is no chance in pi(s), greedy or not."""
+        return self.actor(obs)
+
+
+class ReplayBuffer:
+    """The latest transitions of all environments, each a row of one tensor on the device."""
+
+    def __init__(self, size, envs, device):
+        obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+        self.widths, self.count = [obs_dim, action_dim, obs_dim, 1, 1], 0
+        self.rows = allocate(size, sum(self.widths), device)
+
+    def add(self, *columns):
+        """obs (n, D), action (n, A), next_obs (n, D), reward (n, 1), terminated (n, 1), in place of the oldest."""
+        rows = torch.cat(columns, 1)
+        self.rows[torch.arange(self.count, self.count + len(rows), device=rows.device) % len(self.rows)] = rows
+        self.count += len(rows)
+
+    def sample(self, batch_size):
+        """Uniformly, with replacement -> obs (B, D), action (B, A), next_obs (B, D), reward (B,), terminated (B,)."""
+        index = torch.randint(min(self.count, len(self.rows)), (batch_size,), device=self.rows.device)
+        *batch, reward, terminated = self.rows[index].split(self.widths, 1)
+        return [*batch, reward[:, 0], terminated[:, 0]]
+
+    def state_dict(self):
+        return {"rows": self.rows[: self.count].clone(), "count": self.count}
+
+    def load_state_dict(self, state):
+        rows, count, size = state["rows"], state["count"], len(self.rows)
+        if len(rows) != min(count, size):  # from a buffer of another size: the latest that fit, the oldest first
+            rows = rows.roll(-count, 0)[-size:]
+            count = len(rows)
+        self.rows[: len(rows)], self.count = rows, count
+
+
+def q_target(next_q, reward, terminated, gamma):
+    """y = r + gamma (1 - terminated) min_i Q'_i(s', a') (TD3 eq. 10); next_q (K, B), the others and y (B,)"""
+    return reward + gamma * (1 - terminated) * next_q.amin(0)
+
+
+def smooth(action, noise, clip):
+    """a' = clip(a + clip(noise, -c, c), -1, 1) (TD3 eq. 14 and algorithm 1); (B, A) -> (B, A)"""
+    return (action + noise.clamp(-clip, clip)).clamp(-1, 1)
+
+
+def critic_loss(q, target):
+    """sum_i E[(Q_i(s, a) - y)^2] (TD3 algorithm 1, SAC eq. 5 doubled); q (K, B), target (B,) -> ()"""
+    return ((q - target) ** 2).mean(1).sum()
+
+
+def actor_loss(q):
+    """-E[Q(s, pi(s))]; its gradient is the deterministic policy gradient (Silver et al. 2014, eq. 9); q (1, B) -> ()"""
+    return -q.mean()
+
+
+def loss_of_critic(agent, batch, args):
+    """The critics' loss on a batch -> (), and what to log of it."""
+    obs, action, next_obs, reward, terminated = batch
+    with torch.no_grad():
+        next_action = agent.target_actor(next_obs)
+        next_action = smooth(next_action, args.policy_noise * torch.randn_like(next_action), args.noise_clip)
+        target = q_target(agent.target_critic(next_obs, next_action), reward, terminated, args.gamma)
+    q = agent.critic(obs, action)
+    total = critic_loss(q, target)
+    return total, {"qf_loss": total, "qf_values": q.mean()}
+
+
+def loss_of_actor(agent, batch, args):
+    """The actor's loss on a batch -> (), and what to log of it."""
+    obs, *_ = batch
+    total = actor_loss(agent.critic(obs, agent.actor(obs), K=1))
+    return total, {"actor_loss": total}
+
+
+def descend(loss, optimizer, agent, batch, args):
+    """One step of an optimizer down the gradient of its loss; returns detached metrics."""
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad()
+    metrics = backward(loss, parameters, agent, batch, args)
+    average_gradients(parameters, torch.ones((), device=batch[0].device))
+    optimizer.step()
+    return metrics
+
+
+@torch.no_grad()
+def follow(targets, networks, tau):
+    """Polyak averaging: target += tau (network - target)."""
+    torch._foreach_lerp_(list(targets.parameters()), list(networks.parameters()), tau)
+
+
+def update(agent, critic_optimizer, actor_optimizer, batch, count, args):
+    """One update of the critics, and at times of the actor and the targets; returns detached metrics."""
+    metrics = descend(loss_of_critic, critic_optimizer, agent, batch, args)
+    if count % args.policy_frequency:
+        return metrics
+    metrics |= descend(loss_of_actor, actor_optimizer, agent, batch, args)
+    follow(agent.target_actor, agent.actor, args.tau)
+    follow(agent.target_critic, agent.critic, args.tau)
+    return metrics
+
+
+def train(args):
+    """Act once in each of N environments, store, update; again, until total_timesteps -> agent."""
+    run, N = Run(args), args.num_envs
+    envs, device = make_envs(args, N), run.device
+    agent = Agent(envs, args).to(device)
+    critic_optimizer = torch.optim.Adam(agent.critic.parameters(), lr=args.learning_rate, fused=True)
+    actor_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=args.learning_rate, fused=True)
+    buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), envs, device)
+    run.start(envs, agent=agent, critic_optimizer=critic_optimizer, actor_optimizer=actor_optimizer, buffer=buffer)
+    metrics = {}
+    while run.step < args.total_timesteps and not args.evaluate:
+        # Act: at random first, then by the policy.
+        if run.new_segment:
+            obs, done = run.reset().to(device), torch.zeros(N, device=device)
+        before, noise = run.step, torch.randn(N, *envs.single_action_space.shape, device=device)
+        action = (agent.act(obs) + args.exploration_noise * noise).clamp(-1, 1)
+        if before < args.learning_starts:
+            action = 2 * torch.rand_like(action) - 1
+        next_obs, reward, terminated, next_done = run.env_step(action)
+
+        # Store what was decided: a step that only reset its environment was not.
+        valid = done == 0
+        buffer.add(obs[valid], action[valid], next_obs[valid], reward[valid, None], terminated[valid, None])
+        obs, done = next_obs, next_done
+
+        # Update: utd times for each environment step since learning_starts.
+        for count in range(int(max(before, args.learning_starts) * args.utd), int(run.step * args.utd)):
+            batch = buffer.sample(args.batch_size)
+            metrics |= update(agent, critic_optimizer, actor_optimizer, batch, count, args)
+        run.tick(metrics, actor_optimizer)
+    return run.finish()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The algorithm ends here. What else a run needs is below, the same in every script.
+SCRIPT = Path(__file__).stem
+
+
+def refuse(bad, message):
+    """If the input is bad: one line on standard error, and exit status 2."""
+    if bad:
+        print(f"{SCRIPT}.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_args():
+    """Flags of the command line, over those of the run that --resume or --evaluate names, each in its range."""
+    try:
+        with redirect_stderr(io.StringIO()) as box:
+            args = tyro.cli(Args, description=__doc__.splitlines()[0])
+            if run := args.resume or args.evaluate:
+                saved = load_checkpoint(run)["args"]
+                args = tyro.cli(Args, default=saved)
+                refuse(args.env_id != saved.env_id, f"--env-id {args.env_id}, but {run} is of {saved.env_id}")
+    except SystemExit as end:
+        words = box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode()  # without tyro's frame
+        refuse(end.code, words.removeprefix(f"{SCRIPT}.py: error: "))
+        raise
+    for name, value in vars(args).items():
+        low = 1 if type(value) is int and name not in ("seed", "learning_starts") else 0
+        high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.maxsize if type(value) is int else 1e300
+        bad = not isinstance(value, str) and not low <= value <= high
+        refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
+    size, parts = getattr(args, "num_steps", 1) * args.num_envs, getattr(args, "num_minibatches", 1)
+    refuse(size % parts, f"--num-minibatches {parts} does not divide --num-steps times --num-envs, {size}")
+    total, starts = args.total_timesteps, getattr(args, "learning_starts", -1)
+    refuse(starts >= total, f"--learning-starts {starts} leaves no step of --total-timesteps {total} to learn at")
+    return args
+
+
+def make_envs(args, num_envs, **kwargs):
+    """Vector environment: flat observations, Discrete actions or Box actions in [-1, 1]; NEXT_STEP autoreset."""
+    try:
+        envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
+        if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
+            envs = wrappers.FlattenObservation(envs)
+    except (gym.error.Error, ImportError, NotImplementedError) as error:
+        refuse(True, f"--env-id {args.env_id}: {error}")
+    mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
+    refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
+    usable = (isinstance(space, Discrete) and space.start == 0) or (isinstance(space, Box) and len(space.shape) == 1)
+    bounded = isinstance(space, Box) and space.is_bounded()
+    others = getattr(Agent, "others", "")  # scripts for the actions that this one has no use for
+    acts = f"--env-id {args.env_id} acts in {space}"
+    refuse(not usable, f"{acts}; it has to be Discrete from 0 or a Box of one axis")
+    refuse(others and not bounded, f"{acts}; it has to be a bounded Box, or try {others}")
+    if bounded:
+        low, high, unit = space.low, space.high, Box(-1, 1, space.shape)
+        envs = wrappers.TransformAction(envs, lambda a: low + (np.clip(a, -1, 1) + 1) / 2 * (high - low), None, unit)
+    return wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
+
+
+def evaluate(agent, args, episodes, seed, video=None):
+    """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,)."""
+    envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
+    envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0) if video else envs
+    obs, returns, ended = envs.reset(seed=seed)[0], np.zeros(episodes), np.zeros(episodes, bool)
+    while not ended.all():
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=next(agent.parameters()).device)
+        obs, _, _, _, info = envs.step(agent.act(obs, greedy=True).cpu().numpy())
+        for i in np.flatnonzero(info.get("_episode", False) & ~ended):
+            returns[i], ended[i] = info["episode"]["r"][i], True
+    envs.close()
+    return returns
+
+
+def load_checkpoint(run, **parts):
+    """Read a run folder's checkpoint, executing nothing in it, and load the parts from it."""
+    try:
+        path = Path(run, "checkpoint.pt")
+        saved = not zipfile.ZipFile(path).testzip() and torch.load(path, map_location="cpu", weights_only=True)
+        refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
+        saved["args"] = Args(**saved["args"])
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        return saved
+    except Exception as error:
+        refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
+
+
+def allocate(rows, columns, device):
+    """Zeros (rows, columns) on the device, if its free memory has room for them."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif (meminfo := Path("/proc/meminfo")).exists():
+        free = 1024 * int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1])
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need, free = rows * columns * 4 / 2**30, free / 2**30
+    refuse(need > free, f"--buffer-size: {rows} transitions take {need:.1f} GiB, and {free:.1f} GiB are free")
+    return torch.zeros(rows, columns, device=device)
+
+
+def all_sum(tensor):
+    """Sum over torchrun's ranks, in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def average_gradients(parameters, weight):
+    """Mean of the gradients over ranks, each weighted by its number of decisions, in one all-reduce."""
+    if distributed.is_initialized():
+        gradients = [parameter.grad for parameter in parameters]
+        flat = all_sum(torch.cat([weight.view(1), weight * nn.utils.parameters_to_vector(gradients)]))
+        nn.utils.vector_to_parameters(flat[1:] / flat[0].clamp(min=1), gradients)
+
+
+def backward(loss, parameters, agent, batch, args):
+    """Add the parameters' gradient of loss(agent, batch, args) -> (scalar, metrics) to .grad; returns the metrics."""
+    if args.compile and not torch.compiler.is_compiling():
+        torch._dynamo.config.trace_autograd_ops = True  # one graph for forward and backward
+        return torch.compile(backward, fullgraph=True)(loss, parameters, agent, batch, args)
+    total, metrics = loss(agent, batch, args)
+    total.backward(inputs=parameters)
+    return {name: metric.detach() for name, metric in metrics.items()}
+
+
+class Run:
+    """Device and ranks, steps and seconds so far, folder, log, checkpoints and signals of one run."""
+
+    def __init__(self, args):
+        found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
+        refuse(args.device not in ("auto", "cpu", found), f"--device {args.device} is not here; {found} would do")
+        self.device = torch.device(found if args.device == "auto" else args.device)
+        if distributed.is_torchelastic_launched() and not distributed.is_initialized():
+            if self.device.type == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            importlib.import_module("torch.distributed.nn")  # imported later, its defaults would keep the group alive
+            distributed.init_process_group()
+            atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
+        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        torch.set_num_threads(args.num_threads)
+        torch.manual_seed(args.seed)
+        self.args, self.step, self.seconds, self.new_segment, self.signal = args, 0, 0.0, True, 0
+        numbers = () if args.evaluate else (signal.SIGINT, signal.SIGTERM)  # the environments' processes inherit this
+        self.handlers = {n: signal.signal(n, lambda n, frame: setattr(self, "signal", n)) for n in numbers}
+
+    def start(self, envs, **parts):
+        """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
+        args, self.envs, self.parts, self.folder = self.args, envs, parts, Path(self.args.resume or self.args.evaluate)
+        blind = args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ())
+        refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
+        if self.folder.name:
+            saved = load_checkpoint(self.folder, **parts)
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            finished = args.resume and self.step >= args.total_timesteps
+            refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
+        while self.rank == 0 and not self.folder.name:
+            folder = Path("runs", f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{int(time.time())}")
+            try:
+                folder.mkdir(parents=True)
+                self.folder = folder
+            except OSError as error:  # if it is there, another run of this second has it: try again
+                refuse(not folder.is_dir(), f"cannot write {folder}: {error.strerror}")
+                time.sleep(0.05)
+        if self.rank == 0 and not args.evaluate:
+            self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
+            self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
+            lines = {"delay": 10, "mininterval": 10, "bar_format": "{n} steps{postfix}, {rate_fmt}\n"}
+            style = {"unit_scale": True} if sys.stderr.isatty() else lines
+            self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", **style)
+        self.began, self.saved, self.logged = time.perf_counter() - self.seconds, self.step, self.step
+
+    def reset(self):
+        """Start a segment: seed every generator by (seed, step, rank), reset the environments -> obs (N, D)."""
+        self.new_segment = False
+        *seeds, env_seed = np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(4).tolist()
+        for seeder, seed in zip((random.seed, np.random.seed, torch.manual_seed), seeds, strict=True):
+            seeder(seed)
+        obs, _ = self.envs.reset(seed=env_seed)
+        self.check_finite(obs, "an observation")
+        return torch.as_tensor(obs, dtype=torch.float32)
+
+    def check_finite(self, values, what):
+        bad = not np.isfinite(values).all()
+        refuse(bad, f"{what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
+
+    def env_step(self, action):
+        """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
+        action = action.cpu().numpy()
+        self.check_finite(action, "an action")
+        obs, reward, terminated, truncated, _ = self.envs.step(action)
+        self.step += self.args.num_envs * self.ranks
+        with np.errstate(over="ignore"):
+            row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        self.check_finite(row[:, :-3], "an observation")
+        self.check_finite(row[:, -3], "a reward")
+        row = torch.as_tensor(row, device=self.device)
+        return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
+
+    def tick(self, metrics, optimizer):
+        """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
+        args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
+        stop = int(all_sum(torch.tensor(self.signal, device=self.device))) if self.ranks > 1 else self.signal
+        save = ended or stop or self.step - self.saved >= args.checkpoint_every
+        log = ended or self.step - self.logged >= args.total_timesteps / 500
+        tags = {}
+        if metrics and (log or save):
+            tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        for name, value in tags.items():
+            self.check_finite(value, name)
+        if self.rank == 0 and log:
+            self.logged, tags = self.step, {f"losses/{name}": value for name, value in tags.items()}
+            tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
+            if self.envs.return_queue:
+                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
+                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
+            for tag, value in tags.items():
+                self.writer.add_scalar(tag, value, self.step)
+            self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
+            self.bar.update(min(self.step, args.total_timesteps) - self.bar.n)
+        if save:
+            weights = nn.utils.parameters_to_vector(self.parts["agent"].parameters())
+            self.check_finite(weights.numpy(force=True), "a weight")
+            self.save()
+            if self.rank == 0 and not ended and not stop:
+                returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed)
+                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+        if stop:
+            if self.rank == 0:
+                self.bar.close()
+                print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
+            sys.exit(128 + (self.signal or signal.SIGTERM))
+
+    def save(self):
+        """Replace the checkpoint at once, whole; what follows is a new segment, as it will be after --resume."""
+        self.saved, self.new_segment = self.step, True
+        if self.rank == 0:
+            state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
+            state["args"] = vars(self.args) | {"resume": "", "evaluate": ""}
+            with open(self.folder / "checkpoint.tmp", "wb") as file:
+                torch.save(state | {name: part.state_dict() for name, part in self.parts.items()}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.folder / "checkpoint.pt")
+            self.writer.flush()
+
+    def finish(self):
+        """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""
+        args, agent = self.args, self.parts["agent"]
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.rank == 0:
+            returns = evaluate(agent, args, args.eval_episodes, args.seed)
+            if not args.evaluate:
+                self.bar.close()
+                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+                self.writer.close()
+            score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
+            speed = f"{self.step} steps | {self.seconds:.1f} s | {self.step / self.seconds:.0f} steps/s"
+            print(score, speed, self.folder, sep=" | ")
+            if args.capture_video:
+                evaluate(agent, args, 1, args.seed, self.folder / "video")
+        if distributed.is_initialized():
+            distributed.barrier()  # no rank hangs up on another
+        return agent
+
+
+if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for --env-id module:Id
+    train(parse_args())
