@@ -7,11 +7,11 @@
 minimise E[(Q_i - y)^2], y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')); maximise E[min_i Q_i - alpha log pi]
 
     python sac.py
-    ... --env-id MountainCarContinuous-v0 --total-timesteps 100000
+    ... --num-envs 4 --total-timesteps 16000
     ... --resume RUN --total-timesteps 20000
 
 N environments are stepped side by side; B transitions are a batch; D numbers are an observation, A an action.
-Unlike the paper: log alpha is what is learned, by the loss that the authors' own code has.
+Unlike the paper: log alpha is what is learned, as in the authors' own code, and targets follow faster.
 Unlike most peers: a time limit is no death, the step on which gymnasium resets an environment is never stored, and
 updates are counted by environment steps (--utd), not by steps of all N environments.
 """

@@ -7,11 +7,11 @@
 minimise  E[(Q_i(s, a) - y)^2],  y = r + gamma min_i Q'_i(s', pi'(s') + noise);  maximise  E[Q_1(s, pi(s))]
 
     python td3.py
-    ... --env-id MountainCarContinuous-v0 --total-timesteps 100000
+    ... --num-envs 4 --total-timesteps 16000
     ... --resume RUN --total-timesteps 20000
 
 N environments are stepped side by side; B transitions are a batch; D numbers are an observation, A an action.
-Unlike the paper: layers of 256 units, not of 400 and 300.
+Unlike the paper: layers of 256 units, not of 400 and 300, and targets that follow faster.
 Unlike most peers: a time limit is no death, the step on which gymnasium resets an environment is never stored, and
 updates are counted by environment steps (--utd), not by steps of all N environments.
 """
