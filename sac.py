@@ -56,6 +56,7 @@ class Args:
     batch_size: int = 256  # B, transitions in a batch
     learning_starts: int = 1000  # environment steps, of random actions, before the first update
     utd: float = 1.0  # updates per environment step
+    exploration_noise: float = 0.0  # deviation of noise on actions, beside the policy's own
     policy_frequency: int = 1  # updates of the critics for each of the actor and the targets
     alpha: float = 0.2  # temperature: what a nat of entropy is worth in reward; with autotune, where it starts
     autotune: bool = True  # learn alpha, such that the policy's entropy is -A nats
@@ -248,7 +249,8 @@ def train(args):
         # Act: at random first, then by the policy.
         if run.new_segment:
             obs, done = run.reset().to(device), torch.zeros(N, device=device)
-        before, action = run.step, agent.act(obs)
+        before, noise = run.step, torch.randn(N, *envs.single_action_space.shape, device=device)
+        action = (agent.act(obs) + args.exploration_noise * noise).clamp(-1, 1)
         if before < args.learning_starts:
             action = 2 * torch.rand_like(action) - 1
         next_obs, reward, terminated, next_done = run.env_step(action)

@@ -242,7 +242,14 @@ ON_POLICY = ["--gamma 0.5", "--norm-obs", "--norm-reward", "--no-anneal-lr"]
 A2C = [*ON_POLICY, "--gae-lambda 0.5", "--ent-coef 0.1", "--vf-coef 0.1", "--max-grad-norm 0.01"]
 REPLAY = ["--gamma 0.5", "--tau 0.5", "--buffer-size 3", "--batch-size 4", "--learning-starts 5", "--utd 2"]
 DDPG = [*REPLAY, "--learning-rate 0.01", "--exploration-noise 0.5"]
-SAC = ["--policy-lr 0.01", "--q-lr 0.01", "--policy-frequency 2", "--alpha 0.5", "--no-autotune"]
+SAC = [
+    "--exploration-noise 0.5",
+    "--policy-lr 0.01",
+    "--q-lr 0.01",
+    "--policy-frequency 2",
+    "--alpha 0.5",
+    "--no-autotune",
+]
 CHANGES = {
     "reinforce": [*ON_POLICY, "--no-norm-returns"],
     "reinforce_baseline": [*ON_POLICY, "--no-norm-adv"],
