@@ -84,7 +84,11 @@ def test_choice_without_values(env_id, obs, folder):
 
 @pytest.mark.parametrize("script", SOLVE)
 def test_the_best_paid_point_is_chosen(script, folder):
-    agent, _ = solve(script, "BoxActionReward-v0", *(("--total-timesteps", 40000) if script == "a2c" else ()))
+    longer = {  # a random policy's middle wanders at the rates above: a flat optimum, and noise in every batch
+        "a2c": ("--total-timesteps", 40000),
+        "sac": ("--total-timesteps", 3200, "--policy-lr", 0.003, "--q-lr", 0.003),
+    }
+    agent, _ = solve(script, "BoxActionReward-v0", *longer.get(script, ()))
     torch.testing.assert_close(agent.act(ZERO, greedy=True), torch.tensor([[0.5, -0.5]]), rtol=0, atol=0.05)
 
 
