@@ -145,6 +145,19 @@ class ReplayBuffer:
         self.rows[: len(rows)], self.count = rows, count
 
 
+def allocate(rows, columns, device):
+    """Zeros (rows, columns) on the device, if its free memory has room for them."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif (meminfo := Path("/proc/meminfo")).exists():
+        free = 1024 * int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1])
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need, free = rows * columns * 4 / 2**30, free / 2**30
+    refuse(need > free, f"--buffer-size: {rows} transitions take {need:.1f} GiB, and {free:.1f} GiB are free")
+    return torch.zeros(rows, columns, device=device)
+
+
 def q_target(next_q, reward, terminated, gamma):
     """y = r + gamma (1 - terminated) Q'(s', pi'(s')) (DDPG algorithm 1); next_q (1, B), the others and y (B,)"""
     return reward + gamma * (1 - terminated) * next_q[0]
@@ -178,7 +191,7 @@ def loss_of_actor(agent, batch, args):
     return total, {"actor_loss": total}
 
 
-def descend(loss, optimizer, agent, batch, args):
+def gradient_step(loss, optimizer, agent, batch, args):
     """One step of an optimizer down the gradient of its loss; returns detached metrics."""
     parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
@@ -189,17 +202,17 @@ def descend(loss, optimizer, agent, batch, args):
 
 
 @torch.no_grad()
-def follow(targets, networks, tau):
+def polyak_update(targets, networks, tau):
     """Polyak averaging: target += tau (network - target)."""
     torch._foreach_lerp_(list(targets.parameters()), list(networks.parameters()), tau)
 
 
 def update(agent, critic_optimizer, actor_optimizer, batch, args):
     """One update of the critic, of the actor, and of the targets; returns detached metrics."""
-    metrics = descend(loss_of_critic, critic_optimizer, agent, batch, args)
-    metrics |= descend(loss_of_actor, actor_optimizer, agent, batch, args)
-    follow(agent.target_actor, agent.actor, args.tau)
-    follow(agent.target_critic, agent.critic, args.tau)
+    metrics = gradient_step(loss_of_critic, critic_optimizer, agent, batch, args)
+    metrics |= gradient_step(loss_of_actor, actor_optimizer, agent, batch, args)
+    polyak_update(agent.target_actor, agent.actor, args.tau)
+    polyak_update(agent.target_critic, agent.critic, args.tau)
     return metrics
 
 
@@ -329,19 +342,6 @@ def load_checkpoint(run, **parts):
         refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
 
 
-def allocate(rows, columns, device):
-    """Zeros (rows, columns) on the device, if its free memory has room for them."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif (meminfo := Path("/proc/meminfo")).exists():
-        free = 1024 * int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1])
-    else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    need, free = rows * columns * 4 / 2**30, free / 2**30
-    refuse(need > free, f"--buffer-size: {rows} transitions take {need:.1f} GiB, and {free:.1f} GiB are free")
-    return torch.zeros(rows, columns, device=device)
-
-
 def all_sum(tensor):
     """Sum over torchrun's ranks, in place."""
     if distributed.is_initialized():
@@ -397,14 +397,15 @@ class Run:
             self.step, self.seconds = saved["step"], saved["seconds"]
             finished = args.resume and self.step >= args.total_timesteps
             refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
+        stamp = int(time.time())
         while self.rank == 0 and not self.folder.name:
-            folder = Path("runs", f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{int(time.time())}")
+            folder = Path("runs", f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{stamp}")
             try:
                 folder.mkdir(parents=True)
                 self.folder = folder
-            except OSError as error:  # if it is there, another run of this second has it: try again
+            except OSError as error:  # if it is there, another run of this second has it: take the next
                 refuse(not folder.is_dir(), f"cannot write {folder}: {error.strerror}")
-                time.sleep(0.05)
+                stamp += 1
         if self.rank == 0 and not args.evaluate:
             self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
             self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))

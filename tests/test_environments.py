@@ -262,11 +262,10 @@ CHANGES = {
 
 
 @EACH_SCRIPT
-def test_flags_change_what_they_should(script, tmp_path_factory, monkeypatch):
+def test_flags_change_what_they_should(script, folder):
     """Against the same run without them: the algorithm's flags change the weights, those of running do not."""
 
     def weights(flags):
-        monkeypatch.chdir(tmp_path_factory.mktemp("run"))  # else each would wait for a second of its own for its name
         _, result = train(script, *small(script, 4, "--num-threads", 1, env_id="probes:Spy-v0"), *flags.split())
         return {name: x for name, x in state(result.folder)["agent"].items() if not name.startswith("norm_")}
 

@@ -204,7 +204,7 @@ def test_an_actors_step_leaves_the_critics_alone_and_theirs_it(script):
     actor = [*agent.actor.parameters(), *([agent.log_alpha] if script == "sac" else [])]
     for loss, mine in ((module.loss_of_critic, list(agent.critic.parameters())), (module.loss_of_actor, actor)):
         before = {name: x.clone() for name, x in agent.state_dict().items()}
-        module.descend(loss, torch.optim.Adam(mine, lr=0.1), agent, batch_of(16), args)
+        module.gradient_step(loss, torch.optim.Adam(mine, lr=0.1), agent, batch_of(16), args)
         kept = {name for name, x in agent.state_dict().items() if torch.equal(x, before[name])}
         names = {id(x): name for name, x in agent.named_parameters()}
         assert kept == set(before) - {names[id(x)] for x in mine}
