@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import common
 import torch
@@ -70,7 +71,7 @@ def measure(update, calls):
 def main(script, *flags):
     """Train the script up to its updates, and print what was measured of them."""
     sys.path.insert(0, str(common.ROOT))
-    module, calls = importlib.import_module(script.removesuffix(".py")), []
+    module, calls = importlib.import_module(Path(script).stem), []
     update, made = module.update, 0
 
     def watch(*args):
@@ -79,7 +80,7 @@ def main(script, *flags):
         if made > WARM:
             calls.append(args)
         if len(calls) == UPDATES:
-            print(json.dumps(measure(update, calls)), flush=True)
+            print(json.dumps(measure(update, calls)))
             raise SystemExit
         return update(*args)
 
