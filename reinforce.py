@@ -17,6 +17,7 @@ ends are left out of every mean. A time limit ends the return, as there is nothi
 """
 
 import atexit
+import hashlib
 import importlib
 import io
 import math
@@ -26,7 +27,6 @@ import re
 import signal
 import sys
 import time
-import zipfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,11 +229,24 @@ def refuse(bad, message):
         sys.exit(2)
 
 
+def check_memory(numbers, device, what):
+    """Refuse what takes so many float32 numbers, if the device has no room for them."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif (meminfo := Path("/proc/meminfo")).exists():
+        free = 1024 * int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1])
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need, free = numbers * 4 / 2**30, free / 2**30
+    refuse(need > free, f"{what} take {need:.1f} GiB, and {free:.1f} GiB are free")
+
+
 def parse_args():
     """Flags of the command line, over those of the run that --resume or --evaluate names, each in its range."""
     try:
         with redirect_stderr(io.StringIO()) as box:
             args = tyro.cli(Args, description=__doc__.splitlines()[0])
+            refuse(args.resume and args.evaluate, "--resume trains and --evaluate does not: give one of them")
             if run := args.resume or args.evaluate:
                 saved = load_checkpoint(run)["args"]
                 args = tyro.cli(Args, default=saved)
@@ -244,7 +257,8 @@ def parse_args():
         raise
     for name, value in vars(args).items():
         low = 1 if type(value) is int and name not in ("seed", "learning_starts") else 0
-        high = 1 if name in ("gamma", "gae_lambda", "tau") else sys.maxsize if type(value) is int else 1e300
+        high = 2**62 if type(value) is int else 1e100
+        high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "num_threads": 1024}.get(name, high)
         bad = not isinstance(value, str) and not low <= value <= high
         refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
     size, parts = getattr(args, "num_steps", 1) * args.num_envs, getattr(args, "num_minibatches", 1)
@@ -294,7 +308,9 @@ def load_checkpoint(run, **parts):
     """Read a run folder's checkpoint, executing nothing in it, and load the parts from it."""
     try:
         path = Path(run, "checkpoint.pt")
-        saved = not zipfile.ZipFile(path).testzip() and torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        refuse(hashlib.sha256(content[:-32]).digest() != content[-32:], f"{path} is damaged: its checksum is another")
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
         saved["args"] = Args(**saved["args"])
         for name, part in parts.items():
@@ -345,6 +361,9 @@ class Run:
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         torch.set_num_threads(args.num_threads)
         torch.manual_seed(args.seed)
+        rows = max(args.num_envs * getattr(args, "num_steps", 1), getattr(args, "batch_size", 1), args.eval_episodes)
+        sizes = f"--hidden-size {args.hidden_size} and {rows} observations"  # a layer's weights and outputs, some times
+        check_memory(10 * args.hidden_size * (args.hidden_size + rows), self.device, sizes)
         self.args, self.step, self.seconds, self.new_segment, self.signal = args, 0, 0.0, True, 0
         numbers = () if args.evaluate else (signal.SIGINT, signal.SIGTERM)  # the environments' processes inherit this
         self.handlers = {n: signal.signal(n, lambda n, frame: setattr(self, "signal", n)) for n in numbers}
@@ -394,7 +413,12 @@ class Run:
         """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
         action = action.cpu().numpy()
         self.check_finite(action, "an action")
-        obs, reward, terminated, truncated, _ = self.envs.step(action)
+        try:
+            obs, reward, terminated, truncated, _ = self.envs.step(action)
+        except Exception:
+            failed = f"an environment failed at step {self.step}; {self.folder} keeps the last checkpoint"
+            print(f"{SCRIPT}.py: error: {failed}", file=sys.stderr)
+            raise
         self.step += self.args.num_envs * self.ranks
         with np.errstate(over="ignore"):
             row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
@@ -443,12 +467,19 @@ class Run:
         if self.rank == 0:
             state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
             state["args"] = vars(self.args) | {"resume": "", "evaluate": ""}
-            with open(self.folder / "checkpoint.tmp", "wb") as file:
-                torch.save(state | {name: part.state_dict() for name, part in self.parts.items()}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, self.folder / "checkpoint.pt")
-            self.writer.flush()
+            content, temporary = io.BytesIO(), self.folder / "checkpoint.tmp"
+            torch.save(state | {name: part.state_dict() for name, part in self.parts.items()}, content)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content.getbuffer())
+                    file.write(hashlib.sha256(content.getbuffer()).digest())
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.folder / "checkpoint.pt")
+                self.writer.flush()
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                refuse(True, f"cannot save at step {self.step}: {error}; {self.folder} keeps the last checkpoint")
 
     def finish(self):
         """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""

@@ -10,8 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("default", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.register_profile("release", settings.get_profile("default"), max_examples=500, derandomize=False)
+settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What the tests share: the table of scripts, and the ways to run one and to read what it leaves."""
 
 import contextlib
+import hashlib
 import importlib
 import io
 import os
@@ -160,6 +161,14 @@ def end(script, *flags):
 
 def checkpoint(folder):
     return torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
+
+
+def write_checkpoint(path, content):
+    """As the scripts do: what torch saves of it, or bytes as they are, and then their SHA-256."""
+    file = io.BytesIO(content if isinstance(content, bytes) else b"")
+    if not isinstance(content, bytes):
+        torch.save(content, file)
+    Path(path).write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
 
 
 def differences(one, other, path=""):

@@ -1,5 +1,7 @@
 """Environments with known answers, with unusual spaces, and with faults; importable as probes:Id."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
@@ -99,6 +101,20 @@ class EndsAtFive(Probe):
 
     def observe(self):
         return np.eye(6, 5, dtype=np.float32)[self.t]
+
+
+class UnequalLengths(Probe):
+    """Episodes of 1 to 4 steps, drawn at each reset; reward -1; the observation is the steps that are left, one-hot."""
+
+    observation_space = Box(0, 1, (4,), np.float32)
+
+    def observe(self):
+        if self.t == 0:
+            self.length = int(self.np_random.integers(1, 5))
+        return np.eye(5, dtype=np.float32)[self.length - self.t, 1:]
+
+    def reward(self, action):
+        return -1.0
 
 
 class FirstEpisodePays(Probe):
@@ -206,8 +222,12 @@ class Fault(Probe):
         if self.count == self.when:
             if self.quantity == "raise":
                 raise RuntimeError("the simulator broke")
+            if self.quantity == "exit":
+                os._exit(1)
             if self.quantity == "observation":
                 obs = obs + np.float32(self.value)
+            if self.quantity == "whole observation":
+                obs = self.value
             if self.quantity == "reward":
                 reward = self.value
         return obs, reward, *rest
@@ -236,13 +256,14 @@ def same_step(num_envs, **kwargs):
 for probe in list(vars().values()):
     if isinstance(probe, type) and issubclass(probe, Probe) and probe is not Fault:
         gym.register(f"{probe.__name__}-v0", probe, disable_env_checker=True)
-for probe in (Probe, SeenReward, EndsAtFive, Endless):  # the same with actions in a Box, which change nothing
-    boxed = type(f"Box{probe.__name__}", (probe,), {"action_space": Box(-1, 1, (1,), np.float32)})
-    limit = {"max_episode_steps": 5} if probe is Endless else {}
-    gym.register(f"{boxed.__name__}-v0", boxed, disable_env_checker=True, **limit)
+gym.register("EndsAtLimit-v0", EndsAtFive, max_episode_steps=5, disable_env_checker=True)  # a true end and a limit
+gym.register("NeverEnds-v0", Endless, max_episode_steps=5, disable_env_checker=True)
+for probe in ("Probe", "SeenReward", "EndsAtFive", "EndsAtLimit", "NeverEnds", "UnequalLengths"):
+    spec = gym.spec(f"{probe}-v0")  # the same with actions in a Box, which change nothing
+    boxed = type(f"Box{probe}", (spec.entry_point,), {"action_space": Box(-1, 1, (1,), np.float32)})
+    gym.register(f"Box{probe}-v0", boxed, max_episode_steps=spec.max_episode_steps, disable_env_checker=True)
 for name in ("CartPole", "Pendulum"):  # cut short, and before any pole falls
     gym.register(f"{name}7-v0", gym.spec(f"{name}-v1").entry_point, max_episode_steps=7)
-gym.register("NeverEnds-v0", Endless, max_episode_steps=5, disable_env_checker=True)
 gym.register("SameStep-v0", Probe, vector_entry_point=same_step)
 for name, kwargs in {
     "NanObservation": {"quantity": "observation"},
@@ -253,5 +274,8 @@ for name, kwargs in {
     "NanRewardSoon": {"quantity": "reward", "when": 3},
     "NanReset": {"quantity": "reset", "length": 1000},
     "Raises": {"quantity": "raise"},
+    "Exits": {"quantity": "exit"},
+    "WrongShape": {"quantity": "whole observation", "value": np.zeros(3, np.float32)},
+    "WrongType": {"quantity": "whole observation", "value": np.array(["left"])},
 }.items():
     gym.register(f"{name}-v0", Fault, kwargs=kwargs, disable_env_checker=True)

@@ -38,7 +38,7 @@ SHARED = [
     ("value_loss", ("reinforce_baseline", "a2c")),
     ("gae", ("a2c", "ppo")),
     ("update", ("a2c", "ppo")),
-    *[(block, OFF_POLICY) for block in ("mlp", "Critic", "ReplayBuffer", "allocate", "gradient_step", "polyak_update")],
+    *[(block, OFF_POLICY) for block in ("mlp", "Critic", "ReplayBuffer", "gradient_step", "polyak_update")],
     *[(block, ("ddpg", "td3")) for block in ("Agent.act", "actor_loss", "loss_of_actor")],
     ("critic_loss", ("td3", "sac")),
 ]

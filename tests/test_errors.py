@@ -1,7 +1,10 @@
 """Bad input is one line on standard error that names it, exit status 2, and nothing lost."""
 
+import contextlib
+import io
 import pickle
 import re
+import resource
 import shutil
 import zipfile
 from dataclasses import fields
@@ -11,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness import BY_PROCESS, OFF_POLICY, SCRIPTS, checkpoint, end, parse, run, train
+from harness import BY_PROCESS, OFF_POLICY, SCRIPTS, checkpoint, end, parse, run, train, write_checkpoint
 from torch import nn
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
@@ -183,44 +186,59 @@ def test_missing_checkpoint(damaged):
     assert_checkpoint_refused(script, folder, "checkpoint.pt", "missing")
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.9, -1])
-def test_truncated_checkpoint(damaged, keep):
+def assert_not_loaded(script, folder):
+    """One line and status 2, from the function that --resume and --evaluate call."""
+    stderr = io.StringIO()
+    with pytest.raises(SystemExit) as stop, contextlib.redirect_stderr(stderr):
+        import_module(script).load_checkpoint(folder)
+    assert_refused((stop.value.code, "", stderr.getvalue()), script, "checkpoint.pt", "damaged")
+
+
+def test_truncated_checkpoint(damaged):
+    """At 50 lengths, from nothing to all but the last byte."""
     script, folder, path = damaged
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    for length in np.linspace(0, len(whole) - 1, 50).astype(int):
+        path.write_bytes(whole[:length])
+        assert_not_loaded(script, folder)
     assert_checkpoint_refused(script, folder, "checkpoint.pt", "damaged")
 
 
 def test_flipped_bit(damaged):
-    """One bit in the middle of each record of the file, weights and pickle alike."""
+    """200 single bits, one in each 200th of the file: weights, pickle, the archive's own tables, the checksum."""
     script, folder, path = damaged
     whole = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        records = [record for record in archive.infolist() if record.file_size]
-    assert len(records) > 10
-    for record in records:
-        name, extra = (int.from_bytes(whole[record.header_offset + k :][:2], "little") for k in (26, 28))
-        middle = record.header_offset + 30 + name + extra + record.file_size // 2
-        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
-        assert_refused(end(script, "--evaluate", folder), script, "checkpoint.pt", "damaged")
+    generator = np.random.default_rng(0)
+    for part in range(200):
+        place, bit = generator.integers(part * len(whole) // 200, (part + 1) * len(whole) // 200), generator.integers(8)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        path.write_bytes(flipped)
+        assert_not_loaded(script, folder)
+    path.write_bytes(whole)
+    import_module(script).load_checkpoint(folder)
 
 
 def test_not_a_checkpoint(damaged):
     script, folder, path = damaged
     content = checkpoint(folder)
+    archive = io.BytesIO()
+    zipfile.ZipFile(archive, "w").writestr("hello", "hello")
     others = {
-        "a text": lambda: path.write_text("hello"),
-        "a list": lambda: torch.save([1, 2], path),
-        "weights alone": lambda: torch.save(nn.Linear(2, 2).state_dict(), path),
-        "a script's name alone": lambda: torch.save({"script": script}, path),
-        "no flags": lambda: torch.save({**content, "args": None}, path),
-        "a flag of another version": lambda: torch.save({**content, "args": content["args"] | {"old": 1}}, path),
-        "no weights": lambda: torch.save({name: part for name, part in content.items() if name != "agent"}, path),
-        "a zip of something else": lambda: zipfile.ZipFile(path, "w").writestr("hello", "hello"),
+        "a text": b"hello",
+        "a list": [1, 2],
+        "weights alone": nn.Linear(2, 2).state_dict(),
+        "a script's name alone": {"script": script},
+        "no flags": {**content, "args": None},
+        "a flag of another version": {**content, "args": content["args"] | {"old": 1}},
+        "no weights": {name: part for name, part in content.items() if name != "agent"},
+        "a zip of something else": archive.getvalue(),
     }
-    for write in others.values():
-        write()
+    for other in others.values():
+        write_checkpoint(path, other)
         assert_checkpoint_refused(script, folder, "checkpoint.pt")
+    torch.save(content, path)  # all is right, but for the checksum
+    assert_checkpoint_refused(script, folder, "checkpoint.pt", "damaged")
 
 
 class Exploit:
@@ -230,9 +248,9 @@ class Exploit:
 
 def test_nothing_in_a_checkpoint_is_executed(damaged):
     script, folder, path = damaged
-    torch.save({**checkpoint(folder), "agent": Exploit()}, path)
+    write_checkpoint(path, {**checkpoint(folder), "agent": Exploit()})
     assert_checkpoint_refused(script, folder, "checkpoint.pt")
-    path.write_bytes(pickle.dumps(Exploit()))
+    write_checkpoint(path, pickle.dumps(Exploit()))
     assert_checkpoint_refused(script, folder, "checkpoint.pt")
     assert not Path("executed").exists()
     pickle.loads(path.read_bytes())  # the exploit does work where it is let
@@ -241,7 +259,7 @@ def test_nothing_in_a_checkpoint_is_executed(damaged):
 
 def test_checkpoint_of_another_script(damaged):
     script, folder, path = damaged
-    torch.save({**checkpoint(folder), "script": "another"}, path)
+    write_checkpoint(path, {**checkpoint(folder), "script": "another"})
     assert_checkpoint_refused(script, folder, "another.py")
 
 
@@ -315,16 +333,57 @@ def test_a_loss_that_is_none_stops_the_run(script, folder):
 
 
 @EACH_SCRIPT
-def test_an_environment_that_raises_keeps_its_error(script, folder):
-    with pytest.raises(RuntimeError, match="the simulator broke"):
-        train(script, *faulty(script, "Raises-v0"))
+@pytest.mark.parametrize(
+    ("env_id", "error", "words"),
+    [
+        ("Raises-v0", RuntimeError, "the simulator broke"),
+        ("WrongShape-v0", ValueError, "shape"),
+        ("WrongType-v0", TypeError, "<U4"),
+    ],
+)
+def test_an_environment_that_fails_keeps_its_error_and_the_step(script, env_id, error, words, folder, capsys):
+    """Step 37 of two environments, which is not over: 72 steps are."""
+    with pytest.raises(error, match=words):
+        train(script, *faulty(script, env_id))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{script}.py: error: ")]
+    assert len(lines) == 1 and "an environment failed at step 72" in lines[0]
     assert_last_checkpoint_is_kept(script, folder)
 
 
-@pytest.mark.parametrize("script", BY_PROCESS)
-def test_an_environment_that_raises_in_its_process_ends_the_run(script, folder):
+@pytest.mark.parametrize(
+    ("script", "env_id", "words"),
+    [
+        ("ppo", "Raises-v0", "RuntimeError: the simulator broke"),
+        ("td3", "Raises-v0", "RuntimeError: the simulator broke"),
+        ("ppo", "WrongShape-v0", "ValueError"),
+        ("td3", "Exits-v0", "EOFError"),  # its process is gone, without a word
+    ],
+)
+def test_an_environment_that_fails_in_its_process_ends_the_run(script, env_id, words, folder):
     """The script must not wait for the other processes, and shows the environment's own line."""
-    status, stdout, stderr = run(script, *faulty(script, "Raises-v0"), "--async-envs", cwd=folder, timeout=60)
+    status, stdout, stderr = run(script, *faulty(script, env_id), "--async-envs", cwd=folder, timeout=60)
     assert (status, stdout) == (1, "")
-    assert "Traceback" in stderr and "RuntimeError: the simulator broke" in stderr
+    assert "Traceback" in stderr and words in stderr
+    assert f"{script}.py: error: an environment failed at step 72" in stderr
     assert_last_checkpoint_is_kept(script, folder)
+
+
+@EACH_SCRIPT
+def test_a_full_disk_keeps_the_last_checkpoint(script, folder):
+    """No file may be larger than half a checkpoint from some moment on; the run says so, and leaves no half of one."""
+    flags = ("--env-id", SCRIPTS[script].env_ids[0], *SCRIPTS[script].short, "--hidden-size", 64)
+    _, whole = train(script, *flags, "--total-timesteps", SCRIPTS[script].period)
+    path = whole.folder / "checkpoint.pt"
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        outcome = end(script, "--resume", whole.folder, "--total-timesteps", 3 * SCRIPTS[script].period)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    total = 3 * SCRIPTS[script].period
+    assert_refused(outcome, script, "cannot save", f"step {total}", "File too large", str(whole.folder))
+    assert path.read_bytes() == before
+    assert not list(whole.folder.glob("*.tmp"))
+    _, result = train(script, "--resume", whole.folder, "--total-timesteps", total)
+    assert result.steps == total

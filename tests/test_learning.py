@@ -30,7 +30,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("script", "env_id", "flags", "threshold"), RUNS, ids=[f"{run[0]}-{run[1]}" for run in RUNS])
 def test_learns(script, env_id, flags, threshold, tmp_path):
-    result = run_ok(script, *flags, cwd=tmp_path)
+    result = run_ok(script, *flags, cwd=tmp_path, timeout=900)  # how long it takes is no test's concern
     assert result.episodes >= 20
     assert result.folder.name.startswith(f"{env_id}__{script}__1__")
     assert (tmp_path / result.folder / "checkpoint.pt").is_file()

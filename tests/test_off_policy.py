@@ -322,7 +322,7 @@ def test_updates_are_counted_by_environment_steps(script, num_envs, utd, folder,
 
 
 @EACH_SCRIPT
-@pytest.mark.parametrize("env_id", ["BoxEndsAtFive-v0", "BoxEndless-v0"])
+@pytest.mark.parametrize("env_id", ["BoxEndsAtFive-v0", "BoxNeverEnds-v0"])
 def test_the_buffer_holds_decisions_with_their_true_successors(script, env_id, folder):
     """Five steps to a true end, or to a time limit; then a step that only resets, which is not stored."""
     flags = ("--num-envs", 3, "--total-timesteps", 180, "--learning-starts", 100, "--checkpoint-every", 90)
@@ -334,7 +334,7 @@ def test_the_buffer_holds_decisions_with_their_true_successors(script, env_id, f
     size = 5 if env_id == "BoxEndsAtFive-v0" else 1
     obs, action, next_obs, reward, terminated = saved["rows"].split([size, 1, size, 1, 1], 1)
     assert (reward == 1).all() and (action.abs() <= 1).all() and action.std() > 0.3
-    if env_id == "BoxEndless-v0":
+    if env_id == "BoxNeverEnds-v0":
         assert (next_obs == 1 - obs).all() and not terminated.any()
     else:
         assert (obs.sum(1) == 1).all()

@@ -22,6 +22,8 @@ SOLVE |= {
     "sac": REPLAY + "--total-timesteps 1600 --policy-lr 1e-2 --q-lr 1e-2 --no-autotune --alpha 0",
 }
 ZERO, SIGNS, STAGES = torch.tensor([[0.0]]), torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.0], [1.0]])
+FIVE = [4.0951, 3.439, 2.71, 1.9, 1.0]  # 1 + 0.9 + 0.9^2 + ... at gamma 0.9, with 5, 4, 3, 2, 1 steps to go
+COSTS = [-1.0, -1.9, -2.71, -3.439]  # the same of -1, with 1, 2, 3, 4 steps to go
 
 
 def solve(script, env_id, *flags):
@@ -37,7 +39,9 @@ def solve(script, env_id, *flags):
         ("ActionReward-v0", ZERO, [1.0], 1),  # the reward is for action 1, and that is taken in the end
         ("DelayedReward-v0", STAGES, [0.9, 1.0], 1),  # reward 1 at the second step: gamma before it, then 1
         ("NeverEnds-v0", STAGES, [10.0, 10.0], None),  # a time limit is no end: 1 + 0.9 + 0.81 + ... = 1 / (1 - 0.9)
-        ("EndsAtFive-v0", torch.eye(5), [4.0951, 3.439, 2.71, 1.9, 1.0], None),  # a true end: 1 + 0.9 + ... 0.9^4
+        ("EndsAtFive-v0", torch.eye(5), FIVE, None),  # a true end: 1 + 0.9 + ... 0.9^4
+        ("EndsAtLimit-v0", torch.eye(5), FIVE, None),  # a true end on the step of the time limit is a true end
+        ("UnequalLengths-v0", torch.eye(4), COSTS, None),  # -1 a step, side by side episodes of 1 to 4 steps
     ],
 )
 def test_values_and_choice(script, env_id, obs, values, action, folder):
@@ -63,8 +67,10 @@ def test_values_and_choice(script, env_id, obs, values, action, folder):
             [0.9, 1.0],
             0.5,
         ),  # 0.5 is best, and paid 1 later
-        ("BoxEndless-v0", STAGES, [10.0, 10.0], None),
-        ("BoxEndsAtFive-v0", torch.eye(5), [4.0951, 3.439, 2.71, 1.9, 1.0], None),
+        ("BoxNeverEnds-v0", STAGES, [10.0, 10.0], None),
+        ("BoxEndsAtFive-v0", torch.eye(5), FIVE, None),
+        ("BoxEndsAtLimit-v0", torch.eye(5), FIVE, None),
+        ("BoxUnequalLengths-v0", torch.eye(4), COSTS, None),
     ],
 )
 def test_values_and_choice_of_critics_that_are_told_the_action(script, env_id, obs, values, action, folder):
