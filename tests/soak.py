@@ -28,7 +28,7 @@ class Kills:
     """Kill, resume, and compare with a run that was never stopped."""
 
     count: int = 50  # kills, over the scripts in turn; every second one waits for a save and strikes in it
-    updates: int = 400  # of each run, with a checkpoint after every second one
+    updates: int = 120  # of each run, with a checkpoint after every second one
     seed: int = 0  # of the moments
 
 

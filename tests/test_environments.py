@@ -210,6 +210,23 @@ def test_every_flag_is_used(script):
     assert not unused
 
 
+def test_an_epoch_is_the_rollout_in_minibatches_of_another_order(folder, monkeypatch):
+    """Three epochs of two minibatches: each has every advantage once, and an order of its own."""
+    module, minibatches = import_module("ppo"), []
+    update = module.update
+
+    def note(agent, optimizer, batch, args):
+        minibatches.append(batch[4].tolist())
+        return update(agent, optimizer, batch, args)
+
+    monkeypatch.setattr(module, "update", note)
+    train("ppo", *small("ppo", 1, "--update-epochs", 3))
+    epochs = [first + second for first, second in zip(minibatches[::2], minibatches[1::2], strict=True)]
+    assert len(epochs) == 3 and len(set(epochs[0])) == 32
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
 def test_target_kl_ends_the_epochs(folder, monkeypatch):
     """Three rollouts of 5 epochs of 2 minibatches; when any divergence is too much, one epoch each."""
     module, calls = import_module("ppo"), []

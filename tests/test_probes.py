@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from harness import OFF_POLICY, train
+from harness import OFF_POLICY, SCRIPTS, train
 
 SOLVE = "--gamma 0.9 --num-envs 8 --learning-rate 1e-2 --hidden-size 16 "
 SOLVE = {
@@ -111,6 +111,14 @@ def test_every_observation_that_flattens_is_learnt_from(script, env_id, folder):
     """The right action is told by one entry of a Dict, by a Discrete, by which half of an image is lit."""
     _, result = solve(script, env_id)
     assert (result.mean, result.deviation) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("script", ON_POLICY)
+def test_running_statistics_are_of_decisions(script, folder):
+    """A decision's observation is one-hot, and a reset step's is zero: the means sum to 1 if there is none of those."""
+    flags = (*SCRIPTS[script].short, "--norm-obs", "--total-timesteps", 300)
+    agent, _ = train(script, "--env-id", "probes:UnequalLengths-v0", *flags)
+    assert agent.norm_obs.stats[1].sum().item() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("script", ["a2c", "ppo"])
