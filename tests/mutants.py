@@ -457,7 +457,7 @@ MUTATIONS = [
     ("actions are not rescaled", ALL, "low + (np.clip(a, -1, 1) + 1) / 2 * (high - low)", "np.clip(a, -1, 1)"),
 ]
 FIRST = {  # by family, the tests without a run; then, by the script's name, those with one
-    False: ("test_ppo_numbers.py", "test_ppo_identities.py", "test_ladder.py", "test_oracle.py"),
+    False: ("test_policies.py", "test_ppo_numbers.py", "test_ppo_identities.py", "test_ladder.py", "test_oracle.py"),
     True: ("test_off_policy.py", "test_oracle.py"),
 }
 THEN = ("test_probes.py", "test_environments.py", "test_resume.py", "test_errors.py", "test_ranks.py")

@@ -1,9 +1,7 @@
 """What holds of PPO's functions for any numbers."""
 
-import numpy as np
 import pytest
 import torch
-from torch.distributions import Categorical
 from torch.nn.utils import parameters_to_vector
 
 import ppo
@@ -142,53 +140,3 @@ def test_update_is_one_step_against_the_gradient(env_id):
             after = parameters_to_vector(agent.parameters())
             close((before - after) / 0.5, expected, rtol=1e-3, atol=1e-5, msg=f"update {step}")
         assert not any(metric.requires_grad for metric in metrics.values())
-
-
-def test_discrete_policy_is_the_softmax_of_the_actor():
-    agent, (obs, action, *_), _ = agent_and_batch("CartPole-v1")
-    policy = Categorical(logits=agent.actor(obs))
-    log_prob, entropy = agent.log_prob(obs, action)
-    close(log_prob, policy.log_prob(action))
-    close(entropy, policy.entropy())
-    assert torch.equal(agent.act(obs, greedy=True), agent.actor(obs).argmax(-1))
-
-
-def test_gaussian_log_probability_sums_over_the_action_dimensions():
-    args = ppo.Args(env_id="probes:Spy-v0")
-    agent = ppo.Agent(ppo.make_envs(args, 1), args)
-    with torch.no_grad():
-        agent.log_std.copy_(torch.tensor([-1.0, 0.5, 0.2]))
-    obs, action = torch.randn(6, 3), torch.randn(6, 3)
-    mean, std = agent.actor(obs).detach().double().numpy(), agent.log_std.detach().double().exp().numpy()
-    per_dimension = -0.5 * ((action.numpy() - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
-    log_prob, entropy = agent.log_prob(obs, action)
-    close(log_prob, torch.tensor(per_dimension.sum(-1), dtype=torch.float32))
-    close(entropy, torch.full((6,), float((0.5 * np.log(2 * np.pi * np.e) + np.log(std)).sum())))
-    assert torch.equal(agent.act(obs, greedy=True), agent.actor(obs))
-
-
-def test_sampled_actions_follow_the_policy():
-    """Relative frequencies of three actions, mean and deviation of a Gaussian: within four standard errors."""
-    torch.manual_seed(0)
-    size = 20_000
-    agent, (obs, *_), _ = agent_and_batch("Acrobot-v1")
-    frequency = torch.bincount(agent.act(obs[:1].expand(size, -1))) / size
-    probability = agent.actor(obs[:1]).softmax(-1)[0]
-    assert probability.max() - probability.min() > 0.1
-    assert ((frequency - probability).abs() < 4 * 0.5 / size**0.5).all()
-    agent, (obs, *_), _ = agent_and_batch("Pendulum-v1")
-    action, std = agent.act(obs[:1].expand(size, -1)), agent.log_std.exp().item()
-    assert abs(action.mean() - agent.actor(obs[:1]).item()) < 4 * std / size**0.5
-    assert abs(action.std() / std - 1) < 4 / (2 * size) ** 0.5
-
-
-def test_actions_are_of_the_normalised_observation():
-    """The policy that acts is the one whose log-probabilities training takes: both see what --norm-obs makes."""
-    agent, (obs, *_), _ = agent_and_batch("Pendulum-v1", norm_obs=True)
-    agent.norm_obs.update(5 + 3 * torch.randn(50, 1, 3), torch.ones(50, 1))
-    assert torch.equal(agent.act(obs, greedy=True), agent.actor(agent.norm_obs(obs)))
-    torch.manual_seed(0)
-    sample = agent.act(obs)
-    agent.norm_obs.on = False
-    torch.manual_seed(0)
-    assert (sample - agent.act(obs)).abs().max() > 0.01

@@ -1,9 +1,8 @@
 """PPO's targets and losses on numbers worked out by hand."""
 
-from math import e, log, pi, sqrt
+from math import log, sqrt
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical
@@ -172,88 +171,3 @@ def test_nothing_to_learn_from_is_no_nan():
     total.backward()
     assert torch.equal(logits.grad, torch.zeros(4, 2))
     assert all(metric.isfinite() for metric in metrics.values())
-
-
-def merged(norm, *batches):
-    for x, valid in batches:
-        norm.update(x, valid)
-    return norm
-
-
-def test_running_statistics_of_batches_are_those_of_all_valid_steps():
-    rng = np.random.default_rng(0)
-    batches = []
-    for steps, shift in ((5, 0), (3, 7), (9, -20)):
-        x = torch.tensor(rng.normal(shift, 1 + abs(shift), (steps, 4, 3)), dtype=torch.float32)
-        valid = torch.tensor(rng.random((steps, 4)) < 0.7).float()
-        x[valid == 0] = 1e4  # what a reset step holds must not count
-        batches.append((x, valid))
-    seen = np.concatenate([x[valid == 1].numpy().astype(np.float64) for x, valid in batches])
-    x = torch.tensor(rng.normal(0, 10, (6, 3)), dtype=torch.float32)
-    expected = (x.numpy() - seen.mean(0)) / seen.std(0)
-    close(
-        merged(ppo.RunningNorm(3, True), *batches)(x), torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_running_statistics_survive_an_offset():
-    """Sums of squares would lose a deviation of 0.1 around 100 in single precision; a merge about the mean does not."""
-    x = 100 + 0.1 * torch.randn(50, 20, 4, generator=torch.manual_seed(0))
-    norm = merged(ppo.RunningNorm(4, True), *((part, torch.ones(1, 20)) for part in x.split(1)))
-    close(norm(x).std((0, 1)), torch.ones(4), rtol=0, atol=0.01)
-
-
-@pytest.mark.parametrize("constant", [0.0, 0.1, 1.1, 12.3, 50.7, 333.3, -1.1])
-def test_an_observation_that_never_changes_stays_finite(constant):
-    """Rounding must not make its variance negative, whose root is NaN."""
-    x = torch.full((64, 16, 1), constant)
-    norm = merged(ppo.RunningNorm(1, True), *[(x, torch.ones(64, 16))] * 5)
-    assert norm(x).isfinite().all()
-
-
-def test_normalised_observations_end_at_ten():
-    norm = merged(ppo.RunningNorm(1, True), (torch.tensor([[[1.0]], [[3.0]]]), torch.ones(2, 1)))  # mean 2, deviation 1
-    close(norm(column(5.0, 11.9, 12.1, 1e6, -1e6)), column(3.0, 9.9, 10, 10, -10))
-
-
-def test_normalisation_is_off_unless_asked_for():
-    norm = merged(ppo.RunningNorm(1, False), (torch.tensor([[[1.0]], [[3.0]]]), torch.ones(2, 1)))
-    close(norm(column(5.0, 1e6)), column(5.0, 1e6))
-    reward = column(5.0, 50.0)
-    close(norm.scale(reward, torch.zeros(2, 1), torch.ones(2, 1), 0.5), reward)
-
-
-def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
-    # gamma 0.5; the second step ends its episode and the third only resets.
-    # G = 1, 2 + 0.5 * 1 = 2.5, a reset, 4: mean 2.5, variance (2.25 + 0 + 2.25) / 3 = 1.5
-    norm, discounted = ppo.RunningNorm(1, True), torch.zeros(4, 1)
-    reward, valid = column(1.0, 2, 0, 4), column(1.0, 1, 0, 1)
-    close(norm.scale(reward, discounted, valid, 0.5), reward / sqrt(1.5))
-    # The next rollout goes on from G = 4: 1 + 0.5 * 4 = 3, 2.5, 2.25, 2.125
-    reward = torch.ones(4, 1)
-    deviation = np.std([1, 2.5, 4, 3, 2.5, 2.25, 2.125])
-    close(norm.scale(reward, discounted, torch.ones(4, 1), 0.5), reward / float(deviation), rtol=1e-4, atol=0)
-
-
-def test_scaled_rewards_end_at_ten():
-    norm = ppo.RunningNorm(1, True)
-    reward = torch.zeros(400, 1)
-    reward[7] = 1000.0  # its deviation is about 1000 / 20: 20 deviations
-    assert norm.scale(reward, torch.zeros(400, 1), torch.ones(400, 1), 0.0).max() == 10
-
-
-def test_initial_networks():
-    """Orthogonal weights: the policy starts near uniform (gain 0.01), and the value's last layer has gain 1."""
-    torch.manual_seed(0)
-    linear = [layer for layer in ppo.mlp(8, 64, 3, 0.01) if isinstance(layer, torch.nn.Linear)]
-    for layer, gain in zip(linear, (sqrt(2), sqrt(2), 0.01), strict=True):
-        weight = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
-        close(weight @ weight.T, gain**2 * torch.eye(len(weight)), rtol=0, atol=1e-5)
-        assert not layer.bias.any()
-
-
-def test_a_gaussian_policy_starts_with_deviation_one():
-    args = ppo.Args(env_id="Pendulum-v1", num_envs=1)
-    agent = ppo.Agent(ppo.make_envs(args, 1), args)
-    _, entropy = agent.log_prob(torch.zeros(5, 3), torch.zeros(5, 1))
-    close(entropy, torch.full((5,), 0.5 * log(2 * pi * e)))
