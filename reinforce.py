@@ -270,6 +270,7 @@ def parse_args():
 
 def make_envs(args, num_envs, **kwargs):
     """Vector environment: flat observations, Discrete actions or Box actions in [-1, 1]; NEXT_STEP autoreset."""
+    refuse(not re.fullmatch("([^:.][^:]*:)?[^:]*", args.env_id), f"--env-id {args.env_id} is no Id and no module:Id")
     try:
         envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
         if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
