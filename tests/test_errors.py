@@ -80,6 +80,13 @@ def test_learning_starts_before_the_end(script, folder):
 
 
 @pytest.mark.parametrize("script", OFF_POLICY)
+def test_a_batch_beyond_the_memory(script, folder):
+    outcome = end(script, "--batch-size", 10**12)
+    assert_refused(outcome, script, "1000000000000 observations", "GiB are free")
+    assert no_runs(folder)
+
+
+@pytest.mark.parametrize("script", OFF_POLICY)
 def test_a_buffer_beyond_the_memory(script, folder):
     """10^12 rows of Pendulum's 3 + 1 + 3 + 1 + 1 numbers of 4 bytes are 33527.6 GiB."""
     flags = ("--buffer-size", 10**12, "--total-timesteps", 10**12)
@@ -114,6 +121,11 @@ def test_every_number_is_in_its_range(script, folder):
         (["--env-id", "probes:Spy-v0", "--capture-video"], ["--capture-video", "rgb_array"]),
         (["--resume", "runs/none"], ["runs/none", "missing"]),
         (["--evaluate", "runs/none"], ["runs/none", "missing"]),
+        (["--evaluate", "runs/none", "--resume", "runs/none"], ["--evaluate", "--resume", "one of them"]),
+        (["--num-threads", "1025"], ["--num-threads 1025", "1024"]),
+        (["--hidden-size", str(10**8)], ["--hidden-size 100000000", "GiB are free"]),
+        (["--num-envs", str(10**12)], ["000000000000 observations", "GiB are free"]),
+        (["--eval-episodes", str(10**12)], ["1000000000000 observations", "GiB are free"]),
     ],
 )
 def test_bad_flags(script, flags, words, folder):

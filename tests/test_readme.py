@@ -101,5 +101,5 @@ def test_the_flags_that_it_names_exist():
         "--logdir",
         "--fix",
     }
-    known |= {"--index-url", "--hypothesis-profile"}
+    known |= {"--index-url", "--hypothesis-profile", "--only", "--repeats"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
