@@ -17,6 +17,7 @@ which gymnasium resets an environment and ignores the action is left out of ever
 """
 
 import atexit
+import functools
 import hashlib
 import importlib
 import io
@@ -207,11 +208,10 @@ def loss(agent, batch, args):
 
 def update(agent, optimizer, batch, args):
     """One gradient step on a batch; returns detached metrics."""
-    parameters = optimizer.param_groups[0]["params"]
-    optimizer.zero_grad()
-    metrics = backward(loss, parameters, agent, batch, args)
-    average_gradients(parameters, batch[-1].sum())
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+    weights = optimizer.param_groups[0]["params"][0]
+    weights.grad, metrics = gradient(loss, weights.parts, agent, batch, args)
+    average_over_ranks(weights.grad, batch[-1].sum())
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
     optimizer.step()
     return metrics
 
@@ -221,7 +221,7 @@ def train(args):
     run, T, N = Run(args), args.num_steps, args.num_envs
     envs, device = make_envs(args, N), run.device
     agent = Agent(envs, args).to(device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
+    optimizer = torch.optim.Adam([flatten(agent.parameters())], lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(envs, agent=agent, optimizer=optimizer)
     obs = torch.zeros(T + 1, *envs.observation_space.shape, device=device)
     action = torch.as_tensor(np.stack([envs.action_space.sample()] * T), device=device)
@@ -369,22 +369,36 @@ def all_sum(tensor):
     return tensor
 
 
-def average_gradients(parameters, weight):
-    """Mean of the gradients over ranks, each weighted by its number of decisions, in one all-reduce."""
+def average_over_ranks(gradient, weight):
+    """Mean of a gradient over ranks, in place, each weighted by its number of decisions, in one all-reduce."""
     if distributed.is_initialized():
-        gradients = [parameter.grad for parameter in parameters]
-        flat = all_sum(torch.cat([weight.view(1), weight * nn.utils.parameters_to_vector(gradients)]))
-        nn.utils.vector_to_parameters(flat[1:] / flat[0].clamp(min=1), gradients)
+        total = all_sum(torch.cat([weight * gradient, weight.view(1)]))
+        gradient.copy_(total[:-1] / total[-1].clamp(min=1))
 
 
-def backward(loss, parameters, agent, batch, args):
-    """Add the parameters' gradient of loss(agent, batch, args) -> (scalar, metrics) to .grad; returns the metrics."""
+def flatten(parameters):
+    """One parameter that has all of these as its parts, now views of it: a step takes one call, not one for each."""
+    parts = list(parameters)
+    weights = nn.Parameter(nn.utils.parameters_to_vector(parts).detach())
+    nn.utils.vector_to_parameters(weights.data, parts)
+    weights.parts = parts
+    return weights
+
+
+def gradient(loss, parts, agent, batch, args):
+    """The gradient of loss(agent, batch, args) -> (scalar, metrics) by all parts in one tensor, and the metrics."""
     if args.compile and not torch.compiler.is_compiling():
-        torch._dynamo.config.trace_autograd_ops = True  # one graph for forward and backward
-        return torch.compile(backward, fullgraph=True)(loss, parameters, agent, batch, args)
+        return compiled(gradient)(loss, parts, agent, batch, args)
     total, metrics = loss(agent, batch, args)
-    total.backward(inputs=parameters)
-    return {name: metric.detach() for name, metric in metrics.items()}
+    gradients = torch.autograd.grad(total, parts)
+    return torch.cat([x.flatten() for x in gradients]), {name: metric.detach() for name, metric in metrics.items()}
+
+
+@functools.cache
+def compiled(function):
+    """The function as one graph, forward and backward, which draws the same noise as without."""
+    torch._dynamo.config.trace_autograd_ops = True
+    return torch.compile(function, fullgraph=True, options={"fallback_random": True})
 
 
 class Run:

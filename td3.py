@@ -18,6 +18,7 @@ updates are counted by environment steps (--utd), not by steps of all N environm
 
 import atexit
 import copy
+import functools
 import hashlib
 import importlib
 import io
@@ -189,10 +190,9 @@ def loss_of_actor(agent, batch, args):
 
 def gradient_step(loss, optimizer, agent, batch, args):
     """One step of an optimizer down the gradient of its loss; returns detached metrics."""
-    parameters = optimizer.param_groups[0]["params"]
-    optimizer.zero_grad()
-    metrics = backward(loss, parameters, agent, batch, args)
-    average_gradients(parameters, torch.ones((), device=batch[0].device))
+    weights = optimizer.param_groups[0]["params"][0]
+    weights.grad, metrics = gradient(loss, weights.parts, agent, batch, args)
+    average_over_ranks(weights.grad, torch.ones((), device=batch[0].device))
     optimizer.step()
     return metrics
 
@@ -219,8 +219,8 @@ def train(args):
     run, N = Run(args), args.num_envs
     envs, device = make_envs(args, N), run.device
     agent = Agent(envs, args).to(device)
-    critic_optimizer = torch.optim.Adam(agent.critic.parameters(), lr=args.learning_rate, fused=True)
-    actor_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=args.learning_rate, fused=True)
+    critic_optimizer = torch.optim.Adam([flatten(agent.critic.parameters())], lr=args.learning_rate, fused=True)
+    actor_optimizer = torch.optim.Adam([flatten(agent.actor.parameters())], lr=args.learning_rate, fused=True)
     buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), envs, device)
     run.start(envs, agent=agent, critic_optimizer=critic_optimizer, actor_optimizer=actor_optimizer, buffer=buffer)
     metrics = {}
@@ -358,22 +358,36 @@ def all_sum(tensor):
     return tensor
 
 
-def average_gradients(parameters, weight):
-    """Mean of the gradients over ranks, each weighted by its number of decisions, in one all-reduce."""
+def average_over_ranks(gradient, weight):
+    """Mean of a gradient over ranks, in place, each weighted by its number of decisions, in one all-reduce."""
     if distributed.is_initialized():
-        gradients = [parameter.grad for parameter in parameters]
-        flat = all_sum(torch.cat([weight.view(1), weight * nn.utils.parameters_to_vector(gradients)]))
-        nn.utils.vector_to_parameters(flat[1:] / flat[0].clamp(min=1), gradients)
+        total = all_sum(torch.cat([weight * gradient, weight.view(1)]))
+        gradient.copy_(total[:-1] / total[-1].clamp(min=1))
 
 
-def backward(loss, parameters, agent, batch, args):
-    """Add the parameters' gradient of loss(agent, batch, args) -> (scalar, metrics) to .grad; returns the metrics."""
+def flatten(parameters):
+    """One parameter that has all of these as its parts, now views of it: a step takes one call, not one for each."""
+    parts = list(parameters)
+    weights = nn.Parameter(nn.utils.parameters_to_vector(parts).detach())
+    nn.utils.vector_to_parameters(weights.data, parts)
+    weights.parts = parts
+    return weights
+
+
+def gradient(loss, parts, agent, batch, args):
+    """The gradient of loss(agent, batch, args) -> (scalar, metrics) by all parts in one tensor, and the metrics."""
     if args.compile and not torch.compiler.is_compiling():
-        torch._dynamo.config.trace_autograd_ops = True  # one graph for forward and backward
-        return torch.compile(backward, fullgraph=True)(loss, parameters, agent, batch, args)
+        return compiled(gradient)(loss, parts, agent, batch, args)
     total, metrics = loss(agent, batch, args)
-    total.backward(inputs=parameters)
-    return {name: metric.detach() for name, metric in metrics.items()}
+    gradients = torch.autograd.grad(total, parts)
+    return torch.cat([x.flatten() for x in gradients]), {name: metric.detach() for name, metric in metrics.items()}
+
+
+@functools.cache
+def compiled(function):
+    """The function as one graph, forward and backward, which draws the same noise as without."""
+    torch._dynamo.config.trace_autograd_ops = True
+    return torch.compile(function, fullgraph=True, options={"fallback_random": True})
 
 
 class Run:

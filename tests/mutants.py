@@ -158,10 +158,11 @@ MUTATIONS = [
     (
         "gradients are not clipped",
         ROLLOUTS,
-        "clip_grad_norm_(parameters, args.max_grad_norm)",
-        "clip_grad_norm_(parameters, 1e9)",
+        "clip_grad_norm_(weights, args.max_grad_norm)",
+        "clip_grad_norm_(weights, 1e9)",
     ),
-    ("gradients add up", ON_POLICY, "    optimizer.zero_grad()\n    metrics", "    metrics"),
+    ("the networks are no parts of what is stepped", ALL, "nn.utils.vector_to_parameters(weights.data, parts)", "pass"),
+    ("the parts of a gradient in another order", ALL, "for x in gradients]", "for x in gradients[::-1]]"),
     ("the learning rate is not annealed", ON_POLICY, "(1 - args.anneal_lr * run.step / args.total_timesteps)", "1"),
     ("the learning rate grows", ON_POLICY, "(1 - args.anneal_lr * run.step", "(1 + args.anneal_lr * run.step"),
     # Policies
@@ -353,8 +354,6 @@ MUTATIONS = [
         "list(networks.parameters()), tau)",
         "list(networks.parameters()), 1 - tau)",
     ),
-    ("gradients add up", OFF_POLICY, "    optimizer.zero_grad()\n", ""),
-    ("the actor's loss moves the critics", OFF_POLICY, "total.backward(inputs=parameters)", "total.backward()"),
     ("actions without tanh", ("ddpg", "td3"), "action_dim), nn.Tanh())", "action_dim))"),
     # The replay buffer and what is stored in it
     (
@@ -437,10 +436,10 @@ MUTATIONS = [
     (
         "ranks' gradients are not weighted",
         ("ppo",),
-        "weight * nn.utils.parameters_to_vector",
-        "nn.utils.parameters_to_vector",
+        "torch.cat([weight * gradient, ",
+        "torch.cat([gradient, ",
     ),
-    ("ranks' gradients are summed", ("ppo",), "flat[1:] / flat[0].clamp(min=1)", "flat[1:]"),
+    ("ranks' gradients are summed", ("ppo",), "total[:-1] / total[-1].clamp(min=1)", "total[:-1]"),
     (
         "all ranks have the same seeds",
         ("ppo",),

@@ -55,10 +55,10 @@ def updated(agent, batch):
     with mock.patch.object(torch, "randn_like", torch.zeros_like):
         if batch_of is transitions:
             parts = agent.critic.parameters(), [p for name, p in named if not name.startswith("critic")]
-            optimizers = [torch.optim.SGD(part, lr=0.1) for part in parts]
+            optimizers = [torch.optim.SGD([module.flatten(part)], lr=0.1) for part in parts]
             module.update(agent, *optimizers, batch, *(() if script == "ddpg" else (0,)), args)
         else:
-            module.update(agent, torch.optim.SGD(parameters, lr=0.1), batch, args)
+            module.update(agent, torch.optim.SGD([module.flatten(parameters)], lr=0.1), batch, args)
     return [parameter.detach() for parameter in agent.parameters()]
 
 
@@ -68,7 +68,7 @@ args = module.parse_args()
 torch.manual_seed(0)
 agent = module.Agent(module.make_envs(args, 1), args)
 both = [torch.cat(pair) for pair in zip(batch_of(agent, 0), batch_of(agent, 1), strict=True)]
-with mock.patch.object(module, "average_gradients", lambda parameters, weight: None):
+with mock.patch.object(module, "average_over_ranks", lambda gradient, weight: None):
     found["expected"] = updated(copy.deepcopy(agent), both)
 found["updated"] = updated(agent, batch_of(agent, rank))
 

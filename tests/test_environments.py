@@ -210,7 +210,7 @@ def test_every_flag_is_used(script):
     assert not unused
 
 
-def test_an_epoch_is_the_rollout_in_minibatches_of_another_order(folder, monkeypatch):
+def test_an_epoch_of_ppo_is_the_rollout_in_minibatches_of_another_order(folder, monkeypatch):
     """Three epochs of two minibatches: each has every advantage once, and an order of its own."""
     module, minibatches = import_module("ppo"), []
     update = module.update
@@ -227,7 +227,7 @@ def test_an_epoch_is_the_rollout_in_minibatches_of_another_order(folder, monkeyp
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_target_kl_ends_the_epochs(folder, monkeypatch):
+def test_target_kl_ends_the_epochs_of_ppo(folder, monkeypatch):
     """Three rollouts of 5 epochs of 2 minibatches; when any divergence is too much, one epoch each."""
     module, calls = import_module("ppo"), []
     update = module.update
@@ -307,8 +307,12 @@ def test_copied_alone_with_its_metadata(script):
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch compiles by a C++ compiler")
-def test_compiled_is_eager_to_rounding(folder):
-    """One long test: compiling takes its time. Several updates, with every branch of the loss."""
-    flags = small("ppo", 2, "--clip-vloss", "--ent-coef", 0.01, "--norm-obs", "--norm-reward")
-    eager, compiled = (state(train("ppo", *flags, *more)[1].folder)["agent"] for more in ((), ("--compile",)))
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("ppo", ("--clip-vloss", "--ent-coef", 0.01, "--norm-obs", "--norm-reward")), ("sac", ())],
+)
+def test_compiled_is_eager_to_rounding(script, flags, folder):
+    """Long, as compiling takes its time. Several updates, with every branch of the loss."""
+    every = (*small(script, 4 if script in OFF_POLICY else 2), *flags)
+    eager, compiled = (state(train(script, *every, *more)[1].folder)["agent"] for more in ((), ("--compile",)))
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)

@@ -289,7 +289,7 @@ def test_the_baseline_keeps_the_expected_gradient_and_lowers_its_variance(record
 
     # The critic is fitted to other episodes of the same policy by the script's own loss.
     fit = episodes_of(agent, args, 300)
-    optimizer = torch.optim.Adam(agent.critic.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam([reinforce_baseline.flatten(agent.critic.parameters())], lr=0.03)
     for _ in range(500):
         batch = [x.flatten(0, 1) for x in (*fit[:2], torch.zeros_like(fit[2]), *fit[2:])]
         reinforce_baseline.update(agent, optimizer, batch, args)

@@ -40,7 +40,7 @@ def batch_of(size, seed=0):
 
 def adam(agent, lr=1e-3):
     """The optimizers of the critics and of the actor."""
-    return [torch.optim.Adam(part.parameters(), lr=lr) for part in (agent.critic, agent.actor)]
+    return [torch.optim.Adam([td3.flatten(part.parameters())], lr=lr) for part in (agent.critic, agent.actor)]
 
 
 def update(module, agent, optimizers, batch, args, count=0):
@@ -89,7 +89,7 @@ def test_the_agent_learns_its_temperature_or_keeps_it():
     for flags, moves in ((("--alpha", 0.3), True), (("--no-autotune", "--alpha", 0.3), False)):
         _, args, agent = make("sac", *flags)
         learned = [*agent.actor.parameters(), agent.log_alpha]
-        optimizers = [torch.optim.Adam(part, lr=0.1) for part in (agent.critic.parameters(), learned)]
+        optimizers = [torch.optim.Adam([sac.flatten(part)], lr=0.1) for part in (agent.critic.parameters(), learned)]
         metrics = sac.update(agent, *optimizers, batch_of(16), 0, args)
         assert metrics["alpha"] == pytest.approx(0.3)
         assert (agent.log_alpha.exp().item() != pytest.approx(0.3)) == moves
@@ -195,7 +195,8 @@ def test_targets_follow_by_polyak_averaging(script):
         for name, x in getattr(agent, target).state_dict().items():
             close(x, 0.75 * old[name] + 0.25 * new[name])
     for target in (x for x in ("target_critic", "target_actor") if hasattr(agent, x)):
-        assert not {*map(id, getattr(agent, target).parameters())} & {*map(id, optimizers[0].param_groups[0]["params"])}
+        moved = optimizers[0].param_groups[0]["params"][0].parts
+        assert not {*map(id, getattr(agent, target).parameters())} & {*map(id, moved)}
 
 
 @EACH_SCRIPT
@@ -204,7 +205,7 @@ def test_an_actors_step_leaves_the_critics_alone_and_theirs_it(script):
     actor = [*agent.actor.parameters(), *([agent.log_alpha] if script == "sac" else [])]
     for loss, mine in ((module.loss_of_critic, list(agent.critic.parameters())), (module.loss_of_actor, actor)):
         before = {name: x.clone() for name, x in agent.state_dict().items()}
-        module.gradient_step(loss, torch.optim.Adam(mine, lr=0.1), agent, batch_of(16), args)
+        module.gradient_step(loss, torch.optim.Adam([module.flatten(mine)], lr=0.1), agent, batch_of(16), args)
         kept = {name for name, x in agent.state_dict().items() if torch.equal(x, before[name])}
         names = {id(x): name for name, x in agent.named_parameters()}
         assert kept == set(before) - {names[id(x)] for x in mine}
@@ -273,6 +274,16 @@ def test_sac_samples_from_its_density_and_plays_its_median():
             z = (math.atanh(point) - mean[0, dim].item()) / log_std[0, dim].exp().item()
             expected = (1 + math.erf(z / 2**0.5)) / 2
             assert (action[:, dim] < point).float().mean().item() == pytest.approx(expected, abs=0.015)
+
+
+def test_sacs_deviation_is_from_exp_minus_5_to_exp_2():
+    """Whatever the network says: u is within a deviation of what it is by the bounds, for noise of 0.1."""
+    _, _, agent = make("sac")
+    for says, bound in ((100.0, 2), (-100.0, -5)):
+        torch.nn.init.constant_(agent.actor[-1].weight, 0)
+        agent.actor[-1].bias.data.copy_(torch.tensor([0.0] * 3 + [says] * 3))
+        with mock.patch.object(torch, "randn_like", lambda x: torch.full_like(x, 0.1)):
+            close(agent.act(torch.randn(4, 3)).clone(), torch.full((4, 3), math.tanh(0.1 * math.exp(bound))))
 
 
 def test_ornstein_uhlenbeck_noise_remembers_0_85_and_gaussian_noise_nothing():

@@ -164,7 +164,7 @@ def check_update(env_id, flags, batch_maker, **kwargs):
     args, agent, theirs = pair(env_id, flags, **kwargs)
     batch = batch_maker(agent)
     before = [parameter.detach().clone() for parameter in agent.parameters()]
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
+    optimizer = torch.optim.Adam([ppo.flatten(agent.parameters())], lr=args.learning_rate, eps=1e-5)
     metrics = ppo.update(agent, optimizer, with_reset_steps(batch), args)
     logged = their_update(theirs, batch)
     for mine, other in matched(agent, theirs.policy):
@@ -225,7 +225,7 @@ def test_one_update_of_a2c_gives_the_same_weights(env_id):
         other.data.copy_(mine)
     batch = batch_of(agent, seed=1)
     padded = with_reset_steps(batch)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
+    optimizer = torch.optim.Adam([a2c.flatten(agent.parameters())], lr=args.learning_rate, eps=1e-5)
     metrics = a2c.update(agent, optimizer, [*padded[:2], *padded[4:]], args)
     logged = their_update(theirs, batch)
     for mine, other in matched(agent, theirs.policy):
@@ -273,6 +273,9 @@ def check_replay_update(module, peer, updates, flags=(), **kwargs):
     args = module.Args(env_id="Pendulum-v1", hidden_size=16, **dict(flags))
     torch.manual_seed(0)
     agent = module.Agent(module.make_envs(args, 1), args)
+    actor = [*agent.actor.parameters(), *([agent.log_alpha] if module is sac else [])]
+    parts = (agent.critic.parameters(), actor)
+    optimizers = [torch.optim.Adam([module.flatten(part)], lr=1e-3, fused=True) for part in parts]
     rates = {"learning_rate": getattr(args, "learning_rate", 1e-3), "gamma": args.gamma, "tau": args.tau}
     policy = {"net_arch": [16, 16], "activation_fn": torch.nn.ReLU}
     theirs = peer("MlpPolicy", "Pendulum-v1", policy_kwargs=policy, device="cpu", **rates, **kwargs)
@@ -286,8 +289,6 @@ def check_replay_update(module, peer, updates, flags=(), **kwargs):
     theirs.replay_buffer.sample = lambda *args, **kwargs: ReplayBufferSamples(obs, action, next_obs, terminated, reward)
     noise = {True: torch.randn(64, 1), False: torch.randn(64, 1)}  # for the actions at next_obs, and at obs
 
-    actor = [*agent.actor.parameters(), *([agent.log_alpha] if module is sac else [])]
-    optimizers = [torch.optim.Adam(part, lr=1e-3, fused=True) for part in (agent.critic.parameters(), actor)]
     for count in range(1, updates + 1):
         drawn = iter([noise[True], noise[False]])
         with mock.patch.object(torch, "randn_like", lambda x, drawn=drawn: next(drawn)):
