@@ -354,9 +354,9 @@ def test_the_buffer_holds_decisions_with_their_true_successors(script, env_id, f
         assert torch.equal(terminated[:, 0], (stage == 4).float())
 
 
-def filled(size, count):
+def filled(script, size, count):
     """A buffer of Spy's transitions whose rewards are 0, 1, 2, ... in the order of their coming, three at a time."""
-    module, args, _ = make("td3")
+    module, args, _ = make(script)
     buffer = module.ReplayBuffer(size, module.make_envs(args, 1), torch.device("cpu"))
     for n in range(0, count, 3):
         reward = torch.arange(n, min(n + 3, count))[:, None].float()
@@ -369,11 +369,12 @@ def rewards(buffer):
     return set(buffer.sample(1000)[3].int().tolist())
 
 
-def test_the_buffer_keeps_the_latest_and_samples_all_of_them_and_nothing_else():
+@EACH_SCRIPT
+def test_the_buffer_keeps_the_latest_and_samples_all_of_them_and_nothing_else(script):
     torch.manual_seed(0)
-    assert rewards(filled(10, 7)) == set(range(7))
-    assert rewards(filled(10, 23)) == set(range(13, 23))
-    obs, action, next_obs, reward, terminated = filled(10, 7).sample(64)
+    assert rewards(filled(script, 10, 7)) == set(range(7))
+    assert rewards(filled(script, 10, 23)) == set(range(13, 23))
+    obs, action, next_obs, reward, terminated = filled(script, 10, 7).sample(64)
     assert [x.shape for x in (obs, action, next_obs)] == [(64, 3)] * 3
     assert reward.shape == terminated.shape == (64,)
     first = batch_of(3, 0)
@@ -382,12 +383,13 @@ def test_the_buffer_keeps_the_latest_and_samples_all_of_them_and_nothing_else():
         assert torch.equal(x[row], y[1])
 
 
+@EACH_SCRIPT
 @pytest.mark.parametrize(("count", "size"), [(7, 10), (23, 10), (7, 20), (23, 20), (7, 4), (23, 4), (10, 10)])
-def test_a_saved_buffer_goes_on_in_one_of_any_size(count, size):
+def test_a_saved_buffer_goes_on_in_one_of_any_size(script, count, size):
     torch.manual_seed(0)
-    saved = filled(10, count).state_dict()
+    saved = filled(script, 10, count).state_dict()
     assert saved["rows"].untyped_storage().nbytes() == min(count, 10) * 11 * 4, "more than the filled part is saved"
-    buffer = filled(size, 0)
+    buffer = filled(script, size, 0)
     buffer.load_state_dict(saved)
     held = min(count, 10, size)
     assert rewards(buffer) == set(range(count - held, count))
