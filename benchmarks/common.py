@@ -97,10 +97,17 @@ def provenance():
     return {name: values[name] for name in PROVENANCE}
 
 
-def start(command, folder):
-    """Start a process in a folder, with its two outputs in files there (a full pipe would stop it)."""
-    with open(Path(folder, "stdout"), "wb") as out, open(Path(folder, "stderr"), "wb") as err:
-        return subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+def start(command, folder, cores=0):
+    """Start a process in a folder, on so many cores, with its outputs in files there (a full pipe would stop it)."""
+    mine = os.sched_getaffinity(0) if cores and hasattr(os, "sched_setaffinity") else ()
+    if mine:  # a child inherits them
+        os.sched_setaffinity(0, sorted(mine)[:cores])
+    try:
+        with open(Path(folder, "stdout"), "wb") as out, open(Path(folder, "stderr"), "wb") as err:
+            return subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+    finally:
+        if mine:
+            os.sched_setaffinity(0, mine)
 
 
 def stop(process):
@@ -140,6 +147,14 @@ def read_clock(run_folder):
     """{step: seconds since training began} by the script's own clock, which charts/SPS has divided into the step."""
     (rates,) = read_scalars(run_folder, "charts/SPS")
     return {step: step / rate for step, rate in rates.items()}
+
+
+def training_began(run_folder):
+    """When a run's clock began, as time.time() has it: a log's time less the seconds that the clock then had."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload().Scalars("charts/SPS")[0]
+    return first.wall_time - first.step / first.value
 
 
 def solved_at(run_folder, threshold):

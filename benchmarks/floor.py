@@ -3,10 +3,11 @@
     python benchmarks/floor.py td3.py --hidden-size 256 --num-threads 2
 
 Flags go to the script, which trains until it has made some updates. Those that follow are then made again and again, in
-turn with their products: every mm, bmm, addmm and baddbmm that was called, of the same shapes and layouts, into memory
-that is there already. Prints one line of JSON; speed.py calls it.
+turn with their products: every mm, bmm, addmm, baddbmm and dot that was called, of the same shapes and layouts, into
+memory that is there already. Prints one line of JSON; speed.py calls it.
 """
 
+import dataclasses
 import importlib
 import json
 import statistics
@@ -18,6 +19,7 @@ import common
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+PRODUCTS = {"mm": torch.mm, "addmm": torch.mm, "bmm": torch.bmm, "baddbmm": torch.bmm, "dot": torch.dot}
 WARM, UPDATES, ROUNDS, REPEATS = 50, 2, 30, 10  # of 2 updates, one has TD3's delayed actor
 
 
@@ -30,9 +32,9 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        if name in ("mm", "bmm", "addmm", "baddbmm"):
-            self.operands.append([x.detach().clone() for x in args[-2:]])
-        elif name in ("linear", "matmul", "dot", "mv", "addmv"):
+        if name in PRODUCTS:
+            self.operands.append((PRODUCTS[name], *[x.detach().clone() for x in args[-2:]]))
+        elif name in ("linear", "matmul", "mv", "addmv"):
             raise NotImplementedError(f"{name} is a product that the floor would leave out")
         return function(*args, **(kwargs or {}))
 
@@ -49,20 +51,20 @@ def milliseconds(function):
 def measure(update, calls):
     """Medians over rounds of an update, and of its products alone, in turn -> milliseconds of both, and their ratio."""
     with Products() as products, torch.enable_grad():
-        for args in calls:
-            update(*args)
-    work = [(a, b, a @ b) for a, b in products.operands]
+        for *args, flags in calls:
+            update(*args, dataclasses.replace(flags, compile=False))  # a graph would hide its products
+    work = [(multiply, a, b, multiply(a, b)) for multiply, a, b in products.operands]
 
-    def multiply():
-        for a, b, out in work:
-            (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out=out)
+    def floor():
+        for multiply, a, b, out in work:
+            multiply(a, b, out=out)
 
     def learn():
         with torch.enable_grad():
             for args in calls:
                 update(*args)
 
-    times = [(milliseconds(learn), milliseconds(multiply)) for _ in range(ROUNDS)]
+    times = [(milliseconds(learn), milliseconds(floor)) for _ in range(ROUNDS)]
     update_ms, floor_ms = (statistics.median(column) / len(calls) for column in zip(*times, strict=True))
     multiple = statistics.median(mine / floor for mine, floor in times)
     return {"update_ms": update_ms, "floor_ms": floor_ms, "multiple": multiple, "products": len(work) / len(calls)}
@@ -87,6 +89,7 @@ def main(script, *flags):
     module.update = watch
     sys.argv = [f"{module.__name__}.py", *flags]
     module.train(module.parse_args())
+    common.fail(f"{script} made {made} updates, and {WARM + UPDATES} are needed: give more steps", status=1)
 
 
 if __name__ == "__main__":

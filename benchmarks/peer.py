@@ -1,7 +1,7 @@
-"""Train with a peer library, as its own users do, and print what was measured as one line of JSON; speed.py calls it.
+"""Train with Stable-Baselines3 or SBX as their users do, and print what was measured as a line of JSON, for speed.py.
 
     python benchmarks/peer.py '{"package": "stable_baselines3", "algorithm": "PPO", "env_id": "CartPole-v1",
-        "num_envs": 8, "steps": 100000, "solved": 475, "seed": 1, "threads": 1,
+        "num_envs": 8, "steps": 100000, "solved": 475, "seed": 1, "threads": 1, "device": "cpu",
         "flags": {"policy": "MlpPolicy", "n_steps": 32, "learning_rate": "lin_0.001"}}'
 
 Training is timed from the call of learn() on: after the imports, with environments and networks made.
@@ -13,9 +13,11 @@ import sys
 import time
 from collections import deque
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 
 
 class Watch(BaseCallback):
@@ -54,14 +56,19 @@ def main(spec):
     torch.set_num_threads(spec["threads"])
     envs = make_vec_env(spec["env_id"], n_envs=spec["num_envs"], seed=spec["seed"])
     flags = {name: schedule(value) for name, value in spec["flags"].items()}
+    if std := flags.pop("noise_std", None):
+        size = envs.action_space.shape[0]
+        flags["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, std))
     algorithm = getattr(importlib.import_module(spec["package"]), spec["algorithm"])
-    model = algorithm(env=envs, seed=spec["seed"], device="cpu", **flags)
+    model = algorithm(env=envs, seed=spec["seed"], device=spec["device"], **flags)
     watch = Watch(spec["steps"] / 2, spec["solved"])
-    began = time.perf_counter()
+    started, began = time.time(), time.perf_counter()
     model.learn(spec["steps"], callback=watch)
     seconds = time.perf_counter() - began
     noted = ("half_steps", "half_seconds", "solved_at_steps", "solved_seconds")
-    return {"steps": model.num_timesteps, "seconds": seconds} | {name: getattr(watch, name) for name in noted}
+    return {"steps": model.num_timesteps, "seconds": seconds, "began": started} | {
+        name: getattr(watch, name) for name in noted
+    }
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
-"""Side by side with Stable-Baselines3: steps per second at equal sizes, and seconds until solved at each side's best.
+"""Side by side with Stable-Baselines3 and SBX: steps per second at equal sizes, seconds until solved at each's best.
 
     python benchmarks/speed.py
-    python benchmarks/speed.py --threads 2 --compile --only ppo-equal-sizes
+    python benchmarks/speed.py --threads 2 --only ppo-equal-sizes --sides eager stable_baselines3
+    python benchmarks/speed.py --readme
 
-Whole processes take turns (A B A B ...), so that what else the machine does falls on both; a ratio is the median over
-the turns of ours / theirs. The off-policy scripts' updates are also measured beside their matrix products alone
-(floor.py). A new script adds its lines to COMPARISONS.
+Whole processes take turns (A B C D A B C D ...), so that what else the machine does falls on all; a ratio is the median
+over the turns of ours / theirs. Our updates are also measured beside their matrix products alone (floor.py). A process
+has as many cores as threads. --readme writes the tables of the README from the results, and measures nothing.
 """
 
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,35 +26,42 @@ from typing import Literal
 import common
 from tqdm import tqdm
 
-PEER = "stable_baselines3"
+OURS = {"eager": "", "compiled": "--compile"}  # sides, and the flags that they add to our script
+PEERS = {"stable_baselines3": "stable_baselines3", "sbx": "sbx-rl"}  # sides by module, and the packages' names
+SIDES = (*OURS, *PEERS)
 COLUMNS = (
     "comparison",
     "side",
     "seed",
     "threads",
+    "device",
     "steps",
     "seconds",
     "steps_per_second",
     "second_half_steps_per_second",
+    "startup_seconds",
     "solved_at_steps",
     "solved_seconds",
     "peak_rss_mb",
     "update_ms",
     "floor_ms",
     "multiple",
+    "sbx",
     *common.PROVENANCE,
 )
 
 
 @dataclass
 class Args:
-    repeats: int = 5  # turns of the comparisons of steps per second; turn i has seed i
-    seeds: str = "1-5"  # seeds, each a turn, of the comparisons of time to solved: 1-5 or 1,3,7-9
-    threads: Literal[0, 1, 2] = 0  # torch's CPU threads on either side; 0: what the comparison has
+    repeats: int = 3  # turns of the comparisons of steps per second; turn i has seed i
+    seeds: str = "1-3"  # seeds, each a turn, of the comparisons of time to solved: 1-5 or 1,3,7-9
+    threads: Literal[0, 1, 2] = 0  # threads and cores of a process; 0: what the comparison has
+    device: Literal["cpu", "cuda"] = "cpu"  # of our scripts and of Stable-Baselines3; SBX is measured on the CPU alone
     steps: int = 0  # environment steps of a run that compares steps per second; 0: what the comparison has
-    compile: bool = False  # our scripts with --compile too, in the comparisons of steps per second
     only: tuple[str, ...] = ()  # names of the comparisons to run; none: all
+    sides: tuple[Literal["eager", "compiled", "stable_baselines3", "sbx"], ...] = SIDES  # who takes turns
     out: Path = Path("benchmarks/results/speed.csv")  # table of all runs; rows of the same comparison are replaced
+    readme: bool = False  # write the README's tables from --out and stop
 
 
 @dataclass
@@ -59,16 +69,13 @@ class Comparison:
     name: str  # as --only and the table call it
     script: str  # ours
     flags: str  # its flags, beyond seed, threads, device
-    peer: dict  # theirs: package, algorithm, environment, steps, and flags as the zoo has them
+    peer: dict  # theirs: algorithm, environment, steps, and flags as the zoo has them
     solved: float | None = None  # mean return of 20 training episodes to reach; None: compare steps per second
-    threads: int = 1  # torch's CPU threads on either side
-    floor: bool = False  # measure our update, too, beside its matrix products alone
+    threads: int = 1  # of a process on either side
 
 
 # https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/hyperparams/ppo.yml
 PPO_CARTPOLE = {
-    "package": PEER,
-    "algorithm": "PPO",
     "env_id": "CartPole-v1",
     "num_envs": 8,
     "steps": 100_000,
@@ -90,8 +97,6 @@ PPO_SAME = (
 )
 # https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/hyperparams/a2c.yml; 5 steps and rate 7e-4 are its defaults
 A2C_CARTPOLE = {
-    "package": PEER,
-    "algorithm": "A2C",
     "env_id": "CartPole-v1",
     "num_envs": 8,
     "steps": 500_000,
@@ -102,7 +107,6 @@ A2C_SAME = (
     " --learning-rate 7e-4 --no-anneal-lr --ent-coef 0 --max-grad-norm 0.5"
 )
 REPLAY = {
-    "package": PEER,
     "env_id": "Pendulum-v1",
     "num_envs": 1,
     "steps": 6000,
@@ -123,23 +127,45 @@ REPLAY_SAME = (
     "--env-id Pendulum-v1 --num-envs 1 --hidden-size 256 --batch-size 256 --buffer-size 1000000 --learning-starts 1000"
     " --utd 1 --gamma 0.99 --tau 0.01"
 )
+# https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/hyperparams/ddpg.yml, td3.yml and sac.yml
+ZOO_PENDULUM = {
+    "policy": "MlpPolicy",
+    "learning_rate": 1e-3,
+    "gamma": 0.98,
+    "buffer_size": 200_000,
+    "learning_starts": 10_000,
+    "train_freq": 1,
+    "gradient_steps": 1,
+    "policy_kwargs": {"net_arch": [400, 300]},
+    "noise_std": 0.1,
+}
+PENDULUM = {"env_id": "Pendulum-v1", "num_envs": 1, "steps": 20_000}
+REPLAY_SOLVED = {
+    "ddpg": PENDULUM | {"flags": ZOO_PENDULUM},
+    "td3": PENDULUM | {"flags": ZOO_PENDULUM},
+    "sac": PENDULUM | {"flags": {"policy": "MlpPolicy", "learning_rate": 1e-3}},
+}
 COMPARISONS = [
-    Comparison("ppo-equal-sizes", "ppo.py", PPO_SAME, PPO_CARTPOLE),
-    Comparison("ppo-solved", "ppo.py", "", PPO_CARTPOLE, solved=475),
-    Comparison("a2c-equal-sizes", "a2c.py", A2C_SAME, A2C_CARTPOLE),
-    Comparison("a2c-solved", "a2c.py", "", A2C_CARTPOLE, solved=475),
+    Comparison("ppo-equal-sizes", "ppo.py", PPO_SAME, PPO_CARTPOLE | {"algorithm": "PPO"}),
+    Comparison("a2c-equal-sizes", "a2c.py", A2C_SAME, A2C_CARTPOLE | {"algorithm": "A2C"}),
     *[
-        Comparison(
-            f"{name}-equal-sizes", f"{name}.py", REPLAY_SAME, REPLAY | {"algorithm": name.upper()}, None, 2, True
-        )
-        for name in ("ddpg", "td3", "sac")
+        Comparison(f"{name}-equal-sizes", f"{name}.py", REPLAY_SAME, REPLAY | {"algorithm": name.upper()}, threads=2)
+        for name in REPLAY_SOLVED
+    ],
+    Comparison("ppo-solved", "ppo.py", "", PPO_CARTPOLE | {"algorithm": "PPO"}, solved=475),
+    Comparison("a2c-solved", "a2c.py", "", A2C_CARTPOLE | {"algorithm": "A2C"}, solved=475),
+    *[
+        Comparison(f"{name}-solved", f"{name}.py", "", peer | {"algorithm": name.upper()}, -200, 2)
+        for name, peer in REPLAY_SOLVED.items()
     ],
 ]
+FLOOR, PEER = (common.ROOT / "benchmarks" / name for name in ("floor.py", "peer.py"))
 
 
-def run(command, folder):
-    """Run a whole process -> the last line that it printed, and its peak resident memory (MB, 10^6 bytes)."""
-    process = common.start(command, folder)
+def run(command, folder, threads):
+    """Run a whole process on as many cores -> the last line that it printed, its start, and its peak memory (MB)."""
+    began = time.time()
+    process = common.start(command, folder, cores=threads)
     try:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -149,50 +175,51 @@ def run(command, folder):
         error = common.last_line(folder, "stderr")
         common.fail(f"{shlex.join(command[1:])} ended with {process.returncode}: {error}", status=1)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes in which the system counts ru_maxrss
-    return common.last_line(folder, "stdout"), usage.ru_maxrss * unit / 1e6
+    return common.last_line(folder, "stdout"), began, usage.ru_maxrss * unit / 1e6
 
 
-def run_ours(comparison, flags, seed, args):
+def run_ours(comparison, flags, seed, threads, args):
     """Train our script once -> a row's measurements; its clock runs neither in imports nor in the evaluation."""
     command = [sys.executable, str(common.ROOT / comparison.script), *shlex.split(f"{comparison.flags} {flags}")]
-    threads = args.threads or comparison.threads
-    command += ["--seed", str(seed), "--num-threads", str(threads), "--device", "cpu"]
+    command += ["--seed", str(seed), "--num-threads", str(threads), "--device", args.device]
     if comparison.solved is None:
         command += ["--total-timesteps", str(args.steps or comparison.peer["steps"])]
     with tempfile.TemporaryDirectory() as folder:
-        line, peak = run(command, folder)
+        line, began, peak = run(command, folder, threads)
         result = common.parse_last_line(line)
         if not result:
             common.fail(f"{comparison.script} ended with an unknown line: {line}", status=1)
-        clock = common.read_clock(Path(folder, result["folder"]))
-        solved = None
-        if comparison.solved is not None:
-            solved = common.solved_at(Path(folder, result["folder"]), comparison.solved)
+        run_folder = Path(folder, result["folder"])
+        clock = common.read_clock(run_folder)
+        solved = None if comparison.solved is None else common.solved_at(run_folder, comparison.solved)
         floor = {}
-        if comparison.floor:
-            floor = json.loads(run([command[0], str(common.ROOT / "benchmarks" / "floor.py"), *command[1:]], folder)[0])
-    steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate has more
-    half = min((step for step in clock if step >= steps / 2), default=None)
-    return {
-        "steps": steps,
-        "seconds": steps / rate,
-        "half_steps": half,
-        "half_seconds": clock.get(half),
-        "solved_at_steps": solved,
-        "solved_seconds": clock.get(solved),
-        "peak_rss_mb": peak,
-        **floor,
-    }
+        if comparison.solved is None:
+            floor = json.loads(run([command[0], str(FLOOR), *command[1:]], folder, threads)[0])
+        steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate more
+        half = min((step for step in clock if step >= steps / 2), default=None)
+        return {
+            "steps": steps,
+            "seconds": steps / rate,
+            "half_steps": half,
+            "half_seconds": clock.get(half),
+            "startup_seconds": common.training_began(run_folder) - began,
+            "solved_at_steps": solved,
+            "solved_seconds": clock.get(solved),
+            "peak_rss_mb": peak,
+            **floor,
+        }
 
 
-def run_theirs(comparison, seed, args):
-    """Train the peer once -> a row's measurements; where solved is asked for, it stops when it is."""
+def run_theirs(comparison, package, seed, threads, args):
+    """Train a peer once -> a row's measurements; where solved is asked for, it stops when it is."""
     steps = (args.steps if comparison.solved is None else 0) or comparison.peer["steps"]
-    threads = args.threads or comparison.threads
-    spec = comparison.peer | {"steps": steps, "solved": comparison.solved, "seed": seed, "threads": threads}
+    device = "cpu" if package == "sbx" else args.device
+    spec = {"package": package, "steps": steps, "solved": comparison.solved, "seed": seed, "threads": threads}
     with tempfile.TemporaryDirectory() as folder:
-        line, peak = run([sys.executable, str(common.ROOT / "benchmarks" / "peer.py"), json.dumps(spec)], folder)
-    return json.loads(line) | {"peak_rss_mb": peak}
+        command = [sys.executable, str(PEER), json.dumps(comparison.peer | spec | {"device": device})]
+        line, began, peak = run(command, folder, threads)
+    result = json.loads(line)
+    return result | {"startup_seconds": result["began"] - began, "peak_rss_mb": peak}
 
 
 def finish_row(result):
@@ -205,27 +232,14 @@ def finish_row(result):
     elif result["half_steps"] is not None and result["half_steps"] < steps:
         rate = (steps - result["half_steps"]) / (seconds - result["half_seconds"])
         row["second_half_steps_per_second"] = f"{rate:.1f}"
-    row |= {name: f"{result[name]:.3f}" for name in ("update_ms", "floor_ms", "multiple") if name in result}
+    numbers = ("startup_seconds", "update_ms", "floor_ms", "multiple")
+    row |= {name: f"{result[name]:.3f}" for name in numbers if name in result}
     return row | {"peak_rss_mb": f"{result['peak_rss_mb']:.1f}"}
 
 
-def measure(comparison, args, bar):
-    """All runs of a comparison, in turns -> its rows."""
-    ours = {comparison.script: ""}
-    if args.compile and comparison.solved is None:
-        ours[f"{comparison.script} --compile"] = "--compile"
-    rows, origin = [], common.provenance()
-    for seed in turns(comparison, args):
-        for side in (*ours, PEER):
-            bar.set_postfix_str(f"{comparison.name} {side} seed {seed}")
-            result = (
-                run_theirs(comparison, seed, args) if side == PEER else run_ours(comparison, ours[side], seed, args)
-            )
-            threads = args.threads or comparison.threads
-            first = {"comparison": comparison.name, "side": side, "seed": seed, "threads": threads}
-            rows.append(first | finish_row(result) | origin)
-            bar.update()
-    return rows
+def sides_of(comparison, args):
+    """Who takes turns: SBX has no A2C."""
+    return [side for side in SIDES if side in args.sides and not (side == "sbx" and comparison.script == "a2c.py")]
 
 
 def turns(comparison, args):
@@ -233,68 +247,115 @@ def turns(comparison, args):
     return common.parse_seeds(args.seeds) if comparison.solved is not None else range(1, args.repeats + 1)
 
 
-def values(rows, side, column):
-    """A column of one side's rows, by turn; an empty cell (never solved) is infinite."""
-    return [float(row.get(column) or math.inf) for row in rows if row["side"] == side]
+def measure(comparison, args, bar):
+    """All runs of a comparison, in turns -> its rows."""
+    threads = args.threads or comparison.threads
+    rows, origin = [], common.provenance() | {"sbx": common.version("sbx-rl")}
+    for seed in turns(comparison, args):
+        for side in sides_of(comparison, args):
+            bar.set_postfix_str(f"{comparison.name} {side} seed {seed}")
+            if side in OURS:
+                result = run_ours(comparison, OURS[side], seed, threads, args)
+            else:
+                result = run_theirs(comparison, side, seed, threads, args)
+            first = {"comparison": comparison.name, "side": side, "seed": seed, "threads": threads}
+            rows.append(first | {"device": args.device} | finish_row(result) | origin)
+            bar.update()
+    return rows
 
 
-def table(comparison, rows):
-    """Lines of the printed table, one per side: medians over the turns, ratios to the peer turn by turn."""
-    column = "steps_per_second" if comparison.solved is None else "solved_seconds"
-    lines, theirs = [], values(rows, PEER, column)
-    for side in dict.fromkeys(row["side"] for row in rows):
-        mine = values(rows, side, column)
-        cells = [comparison.name, side, str(rows[0]["threads"])]
-        if comparison.solved is None:
-            late = values(rows, side, "second_half_steps_per_second")
-            cells += [f"{statistics.median(mine):,.0f}", f"{statistics.median(late):,.0f}", "", "", ""]
-        else:
+def values(rows, side, *columns):
+    """The sum of columns of one side's rows, by turn; an empty cell (never solved) is infinite."""
+    return [sum(float(row[column] or math.inf) for column in columns) for row in rows if row["side"] == side]
+
+
+def median(numbers, form):
+    """As text; empty for no numbers, and for what at least half of the turns did not reach."""
+    middle = statistics.median(numbers) if numbers else math.inf
+    return format(middle, form) if math.isfinite(middle) else ""
+
+
+def ratio(mine, theirs):
+    """Median of mine / theirs turn by turn, with the smallest and the largest, as text."""
+    ratios = [a / b for a, b in zip(mine, theirs, strict=False) if math.isfinite(a) or math.isfinite(b)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+
+
+def lines_of(rows):
+    """Lines of the table of one comparison, one per side; with compilation and imports for time to solved."""
+    solved = rows[0]["comparison"].endswith("-solved")
+    columns = ("startup_seconds", "solved_seconds") if solved else ("steps_per_second",)
+    lines = []
+    for side in [side for side in SIDES if values(rows, side, "seed")]:
+        mine = values(rows, side, *columns)
+        cells = [rows[0]["comparison"].rpartition("-" if solved else "-equal")[0].upper(), rows[0]["threads"], side]
+        if solved:
             steps = values(rows, side, "solved_at_steps")
-            cells += ["", "", f"{sum(map(math.isfinite, mine))} of {len(mine)}"]
-            cells += [f"{statistics.median(steps):,.0f}", f"{statistics.median(mine):.2f}"]
-        ratios = [a / b for a, b in zip(mine, theirs, strict=True) if math.isfinite(a) or math.isfinite(b)]
-        if side == PEER or not ratios:
-            cells.append("")
+            cells += [f"{sum(map(math.isfinite, mine))} of {len(mine)}", median(steps, ",.0f"), median(mine, ".1f")]
         else:
-            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        cells.append(f"{statistics.median(values(rows, side, 'peak_rss_mb')):.0f}")
-        for part in ("update_ms", "floor_ms", "multiple"):
-            middle = statistics.median(values(rows, side, part))
-            cells.append(f"{middle:.2f}" if math.isfinite(middle) else "")
-        lines.append(f"| {' | '.join(cells)} |")
+            cells += [median(mine, ",.0f"), median(values(rows, side, "second_half_steps_per_second"), ",.0f")]
+        cells += [ratio(mine, values(rows, peer, *columns)) if side in OURS else "" for peer in PEERS]
+        if not solved:
+            cells += [median(values(rows, side, name), ".2f") for name in ("update_ms", "multiple")]
+        cells += [
+            median(values(rows, side, "startup_seconds"), ".1f"),
+            median(values(rows, side, "peak_rss_mb"), ".0f"),
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
+def tables(rows):
+    """Two tables of all rows: steps per second at equal sizes, and seconds until solved."""
+    equal = "| | threads | side | steps/s | second half | / SB3 | / SBX | update, ms | / floor | start, s | peak, MB |"
+    solved = "| | threads | side | solved | at step | at s | / SB3 | / SBX | start, s | peak, MB |"
+    texts = []
+    for ending, header in (("-equal-sizes", equal), ("-solved", solved)):
+        lines = [header, "|" + "---|" * (header.count("|") - 1)]
+        for comparison in COMPARISONS:
+            mine = [row for row in rows if row["comparison"] == comparison.name and comparison.name.endswith(ending)]
+            for setting in sorted({(row["threads"], row["device"]) for row in mine}):
+                lines += lines_of([row for row in mine if (row["threads"], row["device"]) == setting])
+        texts.append("\n".join(lines))
+    return texts
+
+
+def with_tables(readme, rows):
+    """The README's text with the tables between its marks."""
+    for name, text in zip(("equal sizes", "solved"), tables(rows), strict=True):
+        begin, end = f"<!-- speed: {name} -->\n", "\n<!-- end -->"
+        readme = re.sub(f"(?<={begin}).*?(?={end})", text, readme, flags=re.S)
+    return readme
+
+
 def main():
-    """Measure the comparisons that were asked for, write their rows as each is done, and print the table."""
+    """Measure the comparisons that were asked for, write their rows as each is done, and print the tables."""
     args = common.parse_args(Args, __doc__, sys.argv[1:])
     names = [comparison.name for comparison in COMPARISONS]
     if unknown := [name for name in args.only if name not in names]:
         common.fail(f"--only {unknown[0]}: there are {', '.join(names)}")
     if args.repeats < 1 or args.steps < 0:
         common.fail(f"--repeats {args.repeats} must be 1 or more, and --steps {args.steps} 0 or more")
-    common.open_rows(args.out, COLUMNS)  # fails now rather than after the runs
+    rows = common.open_rows(args.out, COLUMNS)  # fails now rather than after the runs
+    readme = common.ROOT / "README.md"
+    if args.readme:
+        readme.write_text(with_tables(readme.read_text(), rows))
+        return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = [comparison for comparison in COMPARISONS if not args.only or comparison.name in args.only]
-    runs = [len(turns(comparison, args)) * (2 + (args.compile and comparison.solved is None)) for comparison in chosen]
-    lines = [
-        "| comparison | side | threads | steps/s | second half | solved | at steps | at s | ours / theirs | peak MB"
-        " | update ms | floor ms | update / floor |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    with tqdm(total=sum(runs), unit="run") as bar:
+    total = sum(len(turns(comparison, args)) * len(sides_of(comparison, args)) for comparison in chosen)
+    with tqdm(total=total, unit="run") as bar:
         for comparison in chosen:
-            rows = measure(comparison, args, bar)
-            replaced = (comparison.name, str(args.threads or comparison.threads))
-            kept = [
-                row for row in common.open_rows(args.out, COLUMNS) if (row["comparison"], row["threads"]) != replaced
-            ]
+            new = measure(comparison, args, bar)
+            replaced = (comparison.name, str(args.threads or comparison.threads), args.device)
+            kept = [row for row in rows if (row["comparison"], row["threads"], row["device"]) != replaced]
             draft = args.out.with_suffix(".tmp")
             draft.unlink(missing_ok=True)
-            common.append_rows(draft, COLUMNS, kept + rows)
+            common.append_rows(draft, COLUMNS, kept + new)
             draft.replace(args.out)
-            lines += table(comparison, rows)
-    print("\n".join(lines))
+            rows = common.open_rows(args.out, COLUMNS)
+    mine = [row for row in rows if row["comparison"] in [comparison.name for comparison in chosen]]
+    print("\n\n".join(tables(mine)))
 
 
 if __name__ == "__main__":

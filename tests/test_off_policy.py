@@ -337,7 +337,7 @@ def test_updates_are_counted_by_environment_steps(script, num_envs, utd, folder,
 def test_the_buffer_holds_decisions_with_their_true_successors(script, env_id, folder):
     """Five steps to a true end, or to a time limit; then a step that only resets, which is not stored."""
     flags = ("--num-envs", 3, "--total-timesteps", 180, "--learning-starts", 100, "--checkpoint-every", 90)
-    small = ("--hidden-size", 4, "--batch-size", 4, "--eval-episodes", 1, "--num-threads", 1)
+    small = ("--hidden-size", 4, "--batch-size", 4, "--eval-episodes", 1, "--num-threads", 1, "--exploration-noise", 2)
     _, result = train(script, "--env-id", f"probes:{env_id}", *flags, *small)
     saved = checkpoint(result.folder)["buffer"]
     # a segment is 30 steps of each environment: five episodes, each with its reset step
