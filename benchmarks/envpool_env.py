@@ -3,7 +3,8 @@
     python ppo.py --env-id benchmarks.envpool_env:EnvPool/HalfCheetah-v5
 
 Importing this file registers all that EnvPool has of classic control, Box2D, toy text and MuJoCo, each by EnvPool's id
-after EnvPool/. Episodes end and begin as DESIGN.md, section 4, wants it; tests/test_envpool.py checks that.
+after EnvPool/. A step after an episode's last ignores its action and resets, as gymnasium's own do by default, so that
+obs[t+1] is always the true successor of obs[t].
 """
 
 import warnings
@@ -26,9 +27,8 @@ def spaces_of(name):
         spec = envpool.make_spec(name)
         obs, action = spec.gymnasium_observation_space, spec.gymnasium_action_space
         if isinstance(obs, Box) and np.issubdtype(obs.dtype, np.floating):
-            obs = Box(
-                -np.inf, np.inf, obs.shape, np.float32
-            )  # EnvPool's bounds may be false: LunarLander's are above 0
+            # EnvPool's own bounds of these are not all true: LunarLander's, they say, are above 0.
+            obs = Box(-np.inf, np.inf, obs.shape, np.float32)
         if isinstance(action, Box):
             action = Box(action.low.astype(np.float32), action.high.astype(np.float32))
     return obs, action
@@ -67,9 +67,8 @@ class EnvPool(gym.vector.VectorEnv):
         """-> observations, rewards, terminated, truncated (but not terminated), and an info without anything."""
         obs, reward, terminated, _, info = self.pool.step(actions)
         truncated = ~terminated & (info["elapsed_step"] >= self.time_limit)
-        if (
-            truncated.any()
-        ):  # these go on to EnvPool's limit, so that it resets them on the next step, as all the others
+        if truncated.any():
+            # These take the one step to EnvPool's limit, and nobody sees it; so the next resets them, like all others.
             self.pool.step(actions[truncated], np.flatnonzero(truncated))
         return obs.astype(self.observation_space.dtype), reward, terminated, truncated, {}
 
