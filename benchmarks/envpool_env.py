@@ -18,19 +18,19 @@ from gymnasium.spaces import Box
 from gymnasium.vector.utils import batch_space
 
 FAMILIES = ("envpool.classic_control", "envpool.box2d", "envpool.toy_text", "envpool.mujoco.gym")
+# EnvPool gives gymnasium its bounds in float64 for spaces of float32, and each new pool would be warned of that.
+warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
 
 
 def spaces_of(name):
     """The spaces of one environment's observations and actions: EnvPool's, with float32 for all real numbers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bounds that are rounded to float32
-        spec = envpool.make_spec(name)
-        obs, action = spec.gymnasium_observation_space, spec.gymnasium_action_space
-        if isinstance(obs, Box) and np.issubdtype(obs.dtype, np.floating):
-            # EnvPool's own bounds of these are not all true: LunarLander's, they say, are above 0.
-            obs = Box(-np.inf, np.inf, obs.shape, np.float32)
-        if isinstance(action, Box):
-            action = Box(action.low.astype(np.float32), action.high.astype(np.float32))
+    spec = envpool.make_spec(name)
+    obs, action = spec.gymnasium_observation_space, spec.gymnasium_action_space
+    if isinstance(obs, Box) and np.issubdtype(obs.dtype, np.floating):
+        # EnvPool's own bounds of these are not all true: LunarLander's, they say, are above 0.
+        obs = Box(-np.inf, np.inf, obs.shape, np.float32)
+    if isinstance(action, Box):
+        action = Box(action.low.astype(np.float32), action.high.astype(np.float32))
     return obs, action
 
 
