@@ -1,6 +1,7 @@
 """benchmarks/envpool_env.py: EnvPool's environments end, reset and move as gymnasium's own do."""
 
 import os
+import time
 from collections import namedtuple
 from importlib import import_module
 from pathlib import Path
@@ -248,18 +249,23 @@ def test_what_it_cannot_do_is_refused_in_a_line(folder):
 def test_threads_end_with_their_pool():
     """Evaluations make environments again and again, and each reset with a seed makes a pool."""
 
-    def threads():
-        return len(os.listdir("/proc/self/task"))
+    before = set(os.listdir("/proc/self/task"))
 
-    before = threads()
+    def new(expected):
+        """How many threads are new, as soon as they are as many as expected: one that ended is listed a moment more."""
+        deadline = time.monotonic() + 5
+        while (count := len(set(os.listdir("/proc/self/task")) - before)) != expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return count
+
     envs = make("CartPole-v1")
     envs.reset(seed=1)
-    pool = threads()
-    assert pool > before
+    pool = len(set(os.listdir("/proc/self/task")) - before)
+    assert pool > 0
     envs.reset(seed=2)
-    assert threads() == pool
+    assert new(pool) == pool
     envs.close()
-    assert threads() == before
+    assert new(0) == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
