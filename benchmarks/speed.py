@@ -289,10 +289,7 @@ def main():
             kept = [
                 row for row in common.open_rows(args.out, COLUMNS) if (row["comparison"], row["threads"]) != replaced
             ]
-            draft = args.out.with_suffix(".tmp")
-            draft.unlink(missing_ok=True)
-            common.append_rows(draft, COLUMNS, kept + rows)
-            draft.replace(args.out)
+            common.replace_rows(args.out, COLUMNS, kept + rows)
             lines += table(comparison, rows)
     print("\n".join(lines))
 
