@@ -149,6 +149,7 @@ def test_each_run_has_its_row_and_is_made_once(suite):
     run("--seeds", "2", "--eval-episodes", 5, "--envs", "Left", "--scripts", "tests/standin")
     assert starts()["standin__Left__2"] == ["train", "evaluate", "evaluate"]
     assert len(rows()) == 6
+    assert len(rows("out/suite_curves.csv", curve)) == 5  # one training, one curve
 
 
 def test_another_script_or_other_flags_are_another_run(suite, folder):
