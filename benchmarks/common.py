@@ -1,6 +1,7 @@
 """What the benchmarks share: arguments, processes, the line and log that a run leaves, tables as CSV, provenance."""
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import os
@@ -16,7 +17,8 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-PROVENANCE = ("date", "commit", "command", "python", "torch", "gymnasium", "numpy", "stable_baselines3", "cpu", "cores")
+PACKAGES = ("torch", "gymnasium", "numpy", "stable_baselines3")
+PROVENANCE = ("date", "commit", "command", "python", *PACKAGES, "cpu", "cores")
 LAST_LINE = re.compile(
     r"eval_return=(?P<eval_return>\S+) \+/- (?P<eval_std>\S+) \((?P<episodes>\d+) episodes\)"
     r" \| (?P<steps>\d+) steps \| (?P<seconds>\S+) s \| (?P<steps_per_second>\S+) steps/s \| (?P<folder>.+)"
@@ -54,6 +56,18 @@ def parse_seeds(text):
     return seeds
 
 
+def refuse_taken(flags, taken, reason):
+    """End the program if a script's flags name one of those that the benchmark gives by itself."""
+    for flag in flags:
+        if flag.split("=")[0].replace("_", "-") in taken:
+            fail(f"{flag}: {reason}")
+
+
+def contents_sha256(path):
+    """The first 12 digits of the SHA-256 of a file's contents."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
 def git(*arguments):
     """What git prints in this repository, or None where there is no git or no repository."""
     try:
@@ -80,31 +94,40 @@ def cpu_model():
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def provenance():
-    """Columns that say where a row comes from; a change outside benchmarks/results/ makes the commit '-dirty'."""
+def now():
+    """Date and time, as the tables have them."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def machine():
+    """The columns of the machine that this runs on, and of its versions."""
+    versions = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions, "cpu": cpu_model(), "cores": os.cpu_count()}
+
+
+def origin():
+    """The columns of the command and its commit; a change outside benchmarks/results/ makes the commit '-dirty'."""
     commit = git("rev-parse", "--short", "HEAD") or "unknown"
     dirty = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
     words = [word.replace(f"{ROOT}{os.sep}", "") for word in sys.argv[1:]]
-    values = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit + ("-dirty" if dirty else ""),
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
-        "python": platform.python_version(),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-    }
-    values |= {name: version(name) for name in ("torch", "gymnasium", "numpy", "stable_baselines3")}
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    return {"commit": commit + ("-dirty" if dirty else ""), "command": command}
+
+
+def provenance():
+    """Columns that say where a row comes from."""
+    values = {"date": now()} | origin() | machine()
     return {name: values[name] for name in PROVENANCE}
 
 
-def start(command, folder, cores=0):
+def start(command, folder, cores=0, **kwargs):
     """Start a process in a folder, on so many cores, with its outputs in files there (a full pipe would stop it)."""
     mine = os.sched_getaffinity(0) if cores and hasattr(os, "sched_setaffinity") else ()
     if mine:  # a child inherits them
         os.sched_setaffinity(0, sorted(mine)[:cores])
     try:
         with open(Path(folder, "stdout"), "wb") as out, open(Path(folder, "stderr"), "wb") as err:
-            return subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            return subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err, **kwargs)
     finally:
         if mine:
             os.sched_setaffinity(0, mine)
@@ -176,11 +199,26 @@ def append_rows(path, columns, rows):
         fail(f"--out {path}: cannot write it: {error.strerror}")
 
 
-def open_rows(path, columns):
-    """Rows of a CSV file, as dictionaries of strings; makes sure, before anything is measured, that it takes more."""
-    append_rows(path, columns, [])
+def read_rows(path, columns):
+    """Rows of a CSV file, as dictionaries of strings; none if there is no such file."""
+    if not Path(path).exists():
+        return []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != list(columns):
             fail(f"--out {path} has other columns than this command writes; give a new name, or move it away")
         return list(reader)
+
+
+def open_rows(path, columns):
+    """Rows of a CSV file, as read_rows; makes sure, before anything is measured, that it takes more."""
+    append_rows(path, columns, [])
+    return read_rows(path, columns)
+
+
+def replace_rows(path, columns, rows):
+    """Put a CSV file of these rows in the place of the old one, at once: a reader sees the old or the new."""
+    draft = Path(path).with_suffix(".tmp")
+    draft.unlink(missing_ok=True)
+    append_rows(draft, columns, rows)
+    draft.replace(path)

@@ -3,7 +3,6 @@
 python benchmarks/curve.py runs/HalfCheetah-v5__sac__1__1790000000 --out benchmarks/results/curve.csv
 """
 
-import hashlib
 import shlex
 import sys
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ def main():
     saved = torch.load(args.run / "checkpoint.pt", weights_only=True)
     script = common.ROOT / f"{saved['script']}.py"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in saved["args"].items() if value != ""]
-    known = {"script": script.name, "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest()[:12]}
+    known = {"script": script.name, "script_sha256": common.contents_sha256(script)}
     known |= {"flags": shlex.join(flags)} | common.provenance()
     clock = common.read_clock(args.run)
     evaluations, *others = common.read_scalars(args.run, *TAGS)

@@ -129,11 +129,8 @@ def main():
         steps, rate, peak = run(script, flags, threads)
         row = {"curve": curve, "script": script, "size": size, "threads": threads, "flags": flags, "steps": steps}
         rows.append(row | {"steps_per_second": f"{rate:.1f}", "peak_rss_mb": f"{peak:.1f}"} | origin)
-        draft = args.out.with_suffix(".tmp")
-        draft.unlink(missing_ok=True)
-        common.append_rows(draft, COLUMNS, rows)
-        draft.replace(args.out)
-    draw(common.open_rows(args.out, COLUMNS))
+        common.replace_rows(args.out, COLUMNS, rows)
+    draw(common.read_rows(args.out, COLUMNS))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ What follows -- goes to the script. Runs are made in temporary folders. The same
 row is there if script, its contents, flags, commit, seed and --solved are the same.
 """
 
-import hashlib
 import shlex
 import signal
 import statistics
@@ -117,15 +116,14 @@ def main():
         common.fail(f"{args.script} is not a file")
     if args.jobs < 1:
         common.fail(f"--jobs {args.jobs} must be 1 or more")
-    if taken := [flag for flag in flags if flag.split("=")[0].replace("_", "-") in ("--seed", "--num-threads")]:
-        common.fail(f"{taken[0]}: the seeds come from --seeds, and a run has one thread")
+    common.refuse_taken(flags, ("--seed", "--num-threads"), "the seeds come from --seeds, and a run has one thread")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     known = {
         "script": args.script.name,
         "flags": shlex.join(flags),
         "solved_threshold": "" if args.solved is None else str(args.solved),
-        "script_sha256": hashlib.sha256(args.script.read_bytes()).hexdigest()[:12],
+        "script_sha256": common.contents_sha256(args.script),
     }
     known |= common.provenance()
     same = ("script", "flags", "solved_threshold", "script_sha256", "commit")

@@ -349,11 +349,8 @@ def main():
             new = measure(comparison, args, bar)
             replaced = (comparison.name, str(args.threads or comparison.threads), args.device)
             kept = [row for row in rows if (row["comparison"], row["threads"], row["device"]) != replaced]
-            draft = args.out.with_suffix(".tmp")
-            draft.unlink(missing_ok=True)
-            common.append_rows(draft, COLUMNS, kept + new)
-            draft.replace(args.out)
-            rows = common.open_rows(args.out, COLUMNS)
+            common.replace_rows(args.out, COLUMNS, kept + new)
+            rows = common.read_rows(args.out, COLUMNS)
     mine = [row for row in rows if row["comparison"] in [comparison.name for comparison in chosen]]
     print("\n\n".join(tables(mine)))
 

@@ -1,0 +1,382 @@
+"""benchmarks/run.py: the grid makes its rows, once each, however often it is stopped, here and on Ray."""
+
+import csv
+import importlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomllib
+import torch
+from harness import OFF_POLICY, ROOT, SCRIPTS, checkpoint, environment, parse, scalars, train
+
+RUN = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--suite", "suite.toml", "--out", "out/suite.csv"]
+CURVE = ("seed", "steps", "eval_return", "train_return")
+SAME = ("script", "env", "seed", "key", "flags", "eval_return", "eval_std", "episodes", "steps", "script_sha256")
+
+
+@pytest.fixture
+def suite(folder):
+    """Writes the table of the working folder -> a function of {environment: {script: flags}}."""
+    for total in (1, 2, 40):
+        Path("checkpoints", str(total)).mkdir(parents=True)
+        for step in range(1, total + 1):
+            torch.save({"step": step, "args": {"total_timesteps": total}}, f"checkpoints/{total}/{step}.pt")
+
+    def write(**table):
+        """Rows of the stand-in get the folder of its checkpoints."""
+        lines = []
+        for env, row in table.items():
+            lines.append(f'["{env}"]')
+            for script, flags in row.items():
+                extra = f" --checkpoints {folder / 'checkpoints'}" if "standin" in str(script) else ""
+                lines.append(f'"{script}" = "{flags}{extra}"')
+        (folder / "suite.toml").write_text("\n".join(lines))
+
+    yield write
+    for process in started:
+        process.terminate()  # nothing, if it has ended; else it ends its runs first
+        process.wait(timeout=60)
+    started.clear()
+
+
+started = []  # the runners of a test
+
+
+def start(*flags):
+    """A runner's process; stdin is closed, and its outputs are files, which a script that outlives it may hold."""
+    with open("stdout", "w") as stdout, open("stderr", "w") as stderr:
+        command = [*RUN, "--work", "work", "--jobs", "2", *map(str, flags)]
+        process = subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    started.append(process)
+    return process
+
+
+def run(*flags, status=0):
+    """A runner to its end, which has to be of this status -> standard output, standard error."""
+    ended = start(*flags).wait(timeout=120)
+    stdout, stderr = Path("stdout").read_text(), Path("stderr").read_text()
+    assert ended == status, stderr
+    return stdout, stderr
+
+
+def rows(path="out/suite.csv", columns=SAME):
+    """A table's rows by these columns, in an order of their own."""
+    with open(path, newline="") as file:
+        return sorted(tuple(row[name] for name in columns) for row in csv.DictReader(file))
+
+
+def starts(work="work"):
+    """What was started in each run's folder: {folder's first words: [train, resume, evaluate, ...]}."""
+    kinds = {"--env-id": "train", "--resume": "resume", "--evaluate": "evaluate"}
+    return {
+        path.parent.name.rsplit("__", 1)[0]: [kinds[shlex.split(line)[2]] for line in path.read_text().splitlines()]
+        for path in Path(work).glob("*/log")
+    }
+
+
+def wait_for(condition, seconds=60):
+    """Return the condition's first true value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, Path("stderr").read_text()
+        time.sleep(0.02)
+    return value
+
+
+def is_alive(pid):
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def begun(count):
+    """The processes that work in the runs' folders, when so many runs have had a third checkpoint, else none."""
+    steps = [int(path.read_text().split()[0]) for path in Path("work").glob("*/runs/*/step") if path.stat().st_size]
+    if sum(step >= 3 for step in steps) < count:
+        return []
+    return [int(path.read_text()) for path in Path("work").glob("*/pid")]
+
+
+def test_each_run_has_its_row_and_is_made_once(suite):
+    suite(Left={"tests/standin": "--steps 2"}, Right={"tests/standin": ""})
+    run("--seeds", "1-2", "--eval-episodes", 7)
+    columns = ("script", "env", "seed", "eval_return", "eval_std", "episodes", "steps", "seconds", "steps_per_second")
+    expected = [
+        ("standin.py", env, str(seed), f"{10 * seed}.0", "1.0", "7", steps, "1.0", f"{steps}.0")
+        for env, steps in (("Left", "2"), ("Right", "1"))
+        for seed in (1, 2)
+    ]
+    assert rows(columns=columns) == expected
+    assert set(starts()) == {f"standin__{env}__{seed}" for env in ("Left", "Right") for seed in (1, 2)}
+    assert all(kinds == ["train", "evaluate"] for kinds in starts().values())
+    curve = ("script", "env", "seed", "steps", "eval_return")
+    assert rows("out/suite_curves.csv", curve) == [(*row[:3], row[6], row[3]) for row in expected]
+    with open("out/suite.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            assert row["command"].startswith("python benchmarks/run.py --suite suite.toml")
+            assert all(
+                row[name] for name in ("date", "commit", "python", "torch", "gymnasium", "numpy", "cpu", "cores")
+            )
+            assert row["flags"] in tomllib.loads(Path("suite.toml").read_text())[row["env"]].values()
+
+    # Another commit is no reason to run again: the script is the same file. Neither is a table that is gone, as the
+    # runs' folders have the results, nor a folder that is gone, as the table has them.
+    table, curves = Path("out/suite.csv"), Path("out/suite_curves.csv")
+    before = rows()
+    with open(table, newline="") as file:
+        (commit,) = {row["commit"] for row in csv.DictReader(file)}
+    table.write_text(table.read_text().replace(f",{commit},", ",abcdef0,"))
+    stdout, _ = run("--seeds", "1-2", "--eval-episodes", 7)
+    assert "4 of 4 runs are done" in stdout
+    table.unlink()
+    curves.unlink()
+    run("--seeds", "1-2", "--eval-episodes", 7)
+    assert rows() == before
+    assert rows("out/suite_curves.csv", curve) == [(*row[:3], row[6], row[3]) for row in expected]
+    assert all(kinds == ["train", "evaluate"] for kinds in starts().values())
+    run("--seeds", "1-2", "--eval-episodes", 7, "--work", "elsewhere")
+    assert starts("elsewhere") == {}
+
+    # What is new is run: a seed, and, for another number of episodes, the evaluation alone.
+    run("--seeds", "2-3", "--eval-episodes", 7, "--envs", "Left")
+    assert set(rows()) - set(before) == {row for row in rows() if row[1:3] == ("Left", "3")}
+    run("--seeds", "2", "--eval-episodes", 5, "--envs", "Left", "--scripts", "tests/standin")
+    assert starts()["standin__Left__2"] == ["train", "evaluate", "evaluate"]
+    assert len(rows()) == 6
+    assert len(rows("out/suite_curves.csv", curve)) == 5  # one training, one curve
+
+
+def test_another_script_or_other_flags_are_another_run(suite, folder):
+    script = folder / "standin_here.py"
+    script.write_text((ROOT / "tests" / "standin.py").read_text())
+    suite(Left={script.with_suffix(""): ""})
+    run("--seeds", 1)
+    script.write_text(script.read_text() + "# another line\n")
+    run("--seeds", 1)
+    suite(Left={script.with_suffix(""): "--steps 2"})
+    run("--seeds", 1)
+    assert sorted(row[-2] for row in rows()) == ["1", "1", "2"]
+    assert len(set(rows(columns=("key",)))) == 3
+
+
+def test_an_edit_of_the_script_meanwhile_changes_no_run(suite, folder):
+    script = folder / "standin_here.py"
+    script.write_text((ROOT / "tests" / "standin.py").read_text())
+    suite(Left={script.with_suffix(""): "--steps 40 --pause 0.02"})
+    process = start("--seeds", 1)
+    wait_for(lambda: begun(1))
+    script.write_text("raise SystemExit(5)")
+    assert process.wait(timeout=60) == 0, Path("stderr").read_text()
+    assert len(rows()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_grid_goes_on(suite, number):
+    """What was under way is resumed, what was done is left alone, and no two processes work on one run."""
+    suite(Left={"tests/standin": "--steps 40 --pause 0.05"}, Right={"tests/standin": ""})
+    process = start("--seeds", "1-2")
+    pids = wait_for(lambda: begun(1))
+    process.send_signal(number)
+    status = process.wait(timeout=30)
+    left = [pid for pid in pids if is_alive(pid)]
+    if number == signal.SIGKILL:
+        assert status == -number
+        assert left, "no script outlived its runner, so that there was nothing to end"
+    else:
+        assert status == 130
+        assert left == []
+        assert "the same command goes on" in Path("stderr").read_text()
+        steps = [int(path.read_text().split()[0]) for path in Path("work").glob("*Left*/runs/*/step")]
+        assert steps, "the script was not left the time to save"
+        assert all(step < 40 for step in steps)
+
+    finished = {path.parent for path in Path("work").glob("*/result.json")}
+    before = {folder: (folder / "log").read_text() for folder in finished}
+    run("--seeds", "1-2")
+    assert not [pid for pid in left if is_alive(pid)]
+    assert before == {folder: (folder / "log").read_text() for folder in finished}
+    assert [row[1:3] for row in rows()] == [("Left", "1"), ("Left", "2"), ("Right", "1"), ("Right", "2")]
+    assert {row[-2] for row in rows() if row[1] == "Left"} == {"40"}
+    kinds = starts()
+    assert kinds["standin__Left__1"] == ["train", "resume", "evaluate"]
+    assert all(started.count("train") == 1 for started in kinds.values())
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_not_trained_again(suite):
+    suite(Left={"tests/standin": "--steps 40 --linger 100"})
+    process = start("--seeds", 1)
+    wait_for(lambda: [path for path in Path("work").glob("*/runs/*/step") if path.read_text().startswith("40 ")])
+    process.kill()
+    process.wait()
+    run("--seeds", 1)
+    assert starts() == {"standin__Left__1": ["train", "evaluate"]}
+    assert len(rows()) == 1
+
+
+def test_a_run_that_is_given_out_again_is_not_made_again(suite, monkeypatch):
+    """As Ray does with a run whose worker was lost between its end and the answer."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    runner = importlib.import_module("run")
+    suite(Left={"tests/standin": ""})
+    args = runner.Args(suite=Path("suite.toml"), work=Path("work"))
+    tasks = runner.make_tasks(runner.read_suite(args), [1], args)
+    runner.copy_scripts(tasks)
+    first = runner.execute(tasks[0], {"commit": "abcdef0"})
+    assert first["row"]["eval_return"] == 10
+    assert runner.execute(tasks[0], {"commit": "1234567"}) == first
+    assert starts() == {"standin__Left__1": ["train", "evaluate"]}
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(suite):
+    suite(Left={"tests/standin": "--fail-seed 2"}, Right={"tests/standin": ""})
+    _, stderr = run("--seeds", "1-3", status=1)
+    assert "standin Left seed 2 failed: exit status 3: seed 2 was told to fail" in stderr
+    assert [row[1:3] for row in rows()] == [("Left", "1"), ("Left", "3"), *(("Right", str(seed)) for seed in (1, 2, 3))]
+    run("--seeds", "1-3", status=1)  # it is tried again, and nothing else is
+    assert starts()["standin__Left__2"] == ["train", "train"]
+    assert sum(map(len, starts().values())) == 2 + 5 * 2
+
+    (failed,) = Path("work").glob("standin__Left__2__*")
+    (failed / "runs" / "damaged").mkdir(parents=True)
+    (failed / "runs" / "damaged" / "checkpoint.pt").write_text("not a checkpoint")
+    _, stderr = run("--seeds", "1-4", status=1)
+    assert "standin Left seed 2 failed: " in stderr
+    assert len(rows()) == 7
+
+
+def test_dry_run_says_what_is_done_and_does_nothing(suite):
+    suite(Left={"tests/standin": "--steps 2"}, Right={"tests/standin": ""})
+    stdout, _ = run("--seeds", "1-3,5", "--dry-run")
+    assert stdout.splitlines()[0].startswith("standin Left | to do 1-3,5 | --steps 2")
+    assert not Path("work").exists()
+    assert not Path("out").exists()
+    run("--seeds", "1-2", "--envs", "Right")
+    stdout, _ = run("--seeds", "1-3,5", "--dry-run")
+    assert "standin Right | done 1-2, mean 15.00 | to do 3,5 |" in stdout
+    assert len(stdout.splitlines()) == 2
+
+
+def test_two_runners_in_one_folder(suite):
+    suite(Left={"tests/standin": "--steps 40 --pause 0.2"})
+    first = start("--seeds", 1)
+    wait_for(lambda: begun(1))
+    second = subprocess.run([*RUN, "--work", "work"], capture_output=True, text=True)
+    first.terminate()
+    assert first.wait(timeout=30) == 130
+    assert second.returncode == 2
+    assert "another run.py is at work there" in second.stderr
+
+
+STANDIN = 'A = {"tests/standin" = "--steps 2"}'
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "said"),
+    [
+        (None, (), "suite.toml"),
+        ("A = [", (), "suite.toml"),
+        ("", (), "suite.toml"),
+        ('A = "--steps 2"', (), "suite.toml"),
+        ('A = {"tests/standin" = 2}', (), "tests/standin"),
+        ('A = {"tests/standin" = "--seed 2"}', (), "--seed"),
+        ('A = {"tests/standin" = "--device=cuda"}', (), "--device"),
+        ('A = {"tests/standin" = "--a \'b"}', (), "tests/standin"),
+        ('A = {nothing = ""}', (), "nothing.py"),
+        (STANDIN, ("--envs", "B"), "--envs B"),
+        (STANDIN, ("--scripts", "sac"), "--scripts sac"),
+        (STANDIN, ("--seeds", "3-1"), "--seeds 3-1"),
+        (STANDIN, ("--jobs", "-1"), "--jobs -1"),
+        (STANDIN, ("--eval-episodes", "0"), "--eval-episodes 0"),
+        (STANDIN, ("--work", "file/work"), "--work"),
+        (STANDIN, ("--out", "other.csv"), "other.csv"),
+        (STANDIN, ("--out", "file/suite.csv"), "file/suite.csv"),
+        (STANDIN, ("--nonsense",), "--nonsense"),
+    ],
+)
+def test_bad_input(table, flags, said, folder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [*RUN[1:], "--work", "work", "--seeds", "1", *flags])
+    Path("file").touch()
+    Path("other.csv").write_text("other,columns\n1,2\n")
+    if table is not None:
+        Path("suite.toml").write_text(table)
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("run").main()
+    _, stderr = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert said in stderr
+    assert len(stderr.splitlines()) == 1, stderr
+    assert stderr.startswith("run.py: error: ")
+    assert not list(Path("work").glob("*/log"))
+
+
+def test_the_suite_is_what_was_promised():
+    """Every cell that the results are to have is there, and each script understands its flags."""
+    table = tomllib.loads((ROOT / "benchmarks" / "suite.toml").read_text())
+    on_policy = tuple(script for script in SCRIPTS if script not in OFF_POLICY)
+    expected = {
+        "CartPole-v1": on_policy,
+        "Acrobot-v1": on_policy,
+        "LunarLander-v3": on_policy,
+        "Pendulum-v1": ("a2c", "ppo", *OFF_POLICY),
+        "InvertedPendulum-v5": tuple(SCRIPTS),
+    }
+    for env in ("MountainCarContinuous-v0", "LunarLanderContinuous-v3", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
+        expected[env] = ("ppo", *OFF_POLICY)
+    assert {env: tuple(row) for env, row in table.items()} == expected
+    for env, row in table.items():
+        for script, flags in row.items():
+            args = parse(script, "--env-id", env, *shlex.split(flags))
+            assert args.env_id == env
+            assert args.checkpoint_every <= args.total_timesteps, f"{script} {env} has no curve"
+
+
+def test_rows_and_curves_are_those_of_the_scripts(suite):
+    flags = "--total-timesteps 2048 --checkpoint-every 1024 --eval-episodes 2"
+    suite(**{"CartPole-v1": {"ppo": flags}})
+    run("--seeds", "3", "--eval-episodes", 5)
+    (made,) = Path("work").resolve().glob("*/runs/*")
+    expected = vars(parse("ppo", "--seed", 3, "--device", "cpu", "--num-threads", 1, *shlex.split(flags)))
+    assert checkpoint(made)["args"] == expected
+    (row,) = rows(columns=("eval_return", "eval_std", "steps"))
+    points = rows("out/suite_curves.csv", ("steps", "eval_return", "train_return"))
+    os.chdir(made.parents[1])
+    _, final = train("ppo", "--evaluate", made.relative_to(Path.cwd()), "--eval-episodes", 5)
+    assert tuple(map(float, row)) == (final.mean, final.deviation, 2048)
+    tags = scalars(made)
+    evaluations = dict(tags["charts/eval_return"]) | {2048: final.mean}
+    returns = dict(tags["charts/episodic_return"])
+    assert len(returns) == 4
+    assert {int(step): float(value) for step, value, _ in points if value} == pytest.approx(evaluations, abs=0.005)
+    assert {int(step): float(value) for step, _, value in points} == pytest.approx(returns, abs=0.005)
+
+
+def test_a_killed_worker_of_ray_is_replaced_and_the_table_is_the_local_one(suite):
+    pytest.importorskip("ray")
+    suite(**{"CartPole-v1": {"ppo": "--total-timesteps 40000 --checkpoint-every 8000 --eval-episodes 2"}})
+    process = start("--seeds", "1-2", "--ray", "local")
+    (locked, *_) = wait_for(lambda: [path.parents[2] / "lock" for path in Path("work").glob("*/runs/*/checkpoint.pt")])
+    script = int(locked.read_text().split()[1])
+    worker = int(subprocess.run(["ps", "-o", "ppid=", "-p", str(script)], capture_output=True, text=True).stdout)
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(timeout=240) == 0, Path("stderr").read_text()
+    assert not is_alive(script)
+    killed = locked.parent.name.split("__")[2]
+    assert starts() == {
+        f"ppo__CartPole-v1__{seed}": ["train", *(["resume"] if seed == killed else []), "evaluate"] for seed in "12"
+    }
+
+    run("--seeds", "1-2", "--out", "local/suite.csv", "--work", "work_here")
+    assert rows() == rows("local/suite.csv")
+    there, here = (set(rows(f"{out}/suite_curves.csv", CURVE)) for out in ("out", "local"))
+    assert {row for row in there if row[0] != killed} == {row for row in here if row[0] != killed}
+    # A resumed process knows no episode from before, and the evaluation after the checkpoint may not be on disk yet.
+    there, here = ({row[:3] for row in curve if row[2]} for curve in (there, here))
+    assert there <= here
+    assert len(here - there) <= 1
