@@ -523,6 +523,7 @@ class Run:
             if self.rank == 0 and not ended and not stop:
                 returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed)
                 self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+                self.writer.flush()
         if stop:
             if self.rank == 0:
                 self.bar.close()
