@@ -355,8 +355,9 @@ def load_checkpoint(run, **parts):
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
         saved["args"] = Args(**saved["args"])
+        of_ranks, rank = [saved, *saved["others"]], int(os.environ.get("RANK", 0))
         for name, part in parts.items():
-            part.load_state_dict(saved[name])
+            part.load_state_dict(of_ranks[min(rank, len(of_ranks) - 1)][name])
         return saved
     except Exception as error:
         refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
@@ -412,7 +413,9 @@ class Run:
             if self.device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             importlib.import_module("torch.distributed.nn")  # imported later, its defaults would keep the group alive
-            distributed.init_process_group()
+            store, rank, ranks = next(distributed.rendezvous("env://"))
+            store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)  # else it has the dead's
+            distributed.init_process_group(store=store, rank=rank, world_size=ranks)
             atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         torch.set_num_threads(args.num_threads)
@@ -431,7 +434,11 @@ class Run:
         refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
         if self.folder.name:
             saved = load_checkpoint(self.folder, **parts)
-            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.step, self.seconds, ranks = saved["step"], saved["seconds"], 1 + len(saved["others"])
+            other = (
+                f"{self.folder} is of {ranks} ranks, each with environments and data of its own, not of {self.ranks}"
+            )
+            refuse(args.resume and ranks != self.ranks, other)
             finished = args.resume and self.step >= args.total_timesteps
             refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
         stamp = int(time.time())
@@ -521,11 +528,14 @@ class Run:
     def save(self):
         """Replace the checkpoint at once, whole; what follows is a new segment, as it will be after --resume."""
         self.saved, self.new_segment = self.step, True
+        of_ranks = [{name: part.state_dict() for name, part in self.parts.items()}] * self.ranks
+        if self.ranks > 1:
+            distributed.gather_object(of_ranks[0], None if self.rank else of_ranks)
         if self.rank == 0:
-            state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds}
+            state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds, "others": of_ranks[1:]}
             state["args"] = vars(self.args) | {"resume": "", "evaluate": ""}
             content, temporary = io.BytesIO(), self.folder / "checkpoint.tmp"
-            torch.save(state | {name: part.state_dict() for name, part in self.parts.items()}, content)
+            torch.save(state | of_ranks[0], content)
             try:
                 with open(temporary, "wb") as file:
                     file.write(content.getbuffer())

@@ -1,7 +1,11 @@
 """Several processes under torchrun are one run."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -16,7 +20,10 @@ from harness import (
     last_line,
     parse,
     run,
+    run_ok,
     scalars,
+    start,
+    state,
 )
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
@@ -58,3 +65,54 @@ def test_two_processes_agree(script, tmp_path):
         if "normalised" in found:  # of 1, 3, 5, 7: mean 4 and variance 5
             torch.testing.assert_close(found["normalised"], torch.tensor([[1 / 5**0.5]]))
     assert differences(first["updated"], second["updated"]) == []
+
+
+def rank_of(pid):
+    """The rank of a process, as torchrun told it."""
+    return int(re.search(r"(?:^|\0)RANK=(\d)", open(f"/proc/{pid}/environ").read())[1])
+
+
+def lose_a_rank(process, rank, folder):
+    """Kill a rank of a run after two more checkpoints of it -> how the whole ends, and in how many seconds."""
+    seen, deadline = [], time.monotonic() + 90
+    while len(set(seen)) < 3:  # the first may be an old one
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        seen += [path.stat().st_mtime_ns for path in folder.glob("runs/*/checkpoint.pt")]
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    (pid,) = [int(child) for child in children if rank_of(child) == rank]
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    stdout, stderr = process.communicate(timeout=120)
+    return process.returncode, stdout, stderr, time.monotonic() - began
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="a process's rank is read from /proc")
+@pytest.mark.parametrize("script", BY_PROCESS)
+def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(script, tmp_path):
+    """Every rank's replay is in the checkpoint: what follows has the same bits as a run that lost nobody."""
+    row = SCRIPTS[script]
+    steps = ("--total-timesteps", 400 * row.period, "--checkpoint-every", 20 * row.period)
+    flags = (*row.short, "--env-id", row.env_ids[-1], "--num-threads", 1, *steps)
+    (tmp_path / "never").mkdir()
+    expected = run_ok(script, *flags, cwd=tmp_path / "never", launcher=TORCHRUN)
+
+    status, stdout, stderr, seconds = lose_a_rank(start(script, *flags, cwd=tmp_path, launcher=TORCHRUN), 1, tmp_path)
+    assert status == 1 and stdout == "" and seconds < 30
+    assert "Signal 9 (SIGKILL)" in stderr and re.search(r"rank +: 1 ", stderr)
+    (folder,) = tmp_path.glob("runs/*")
+    resume = ("--resume", folder.relative_to(tmp_path))
+    assert checkpoint(folder)["step"] < 400 * row.period
+
+    # one process has no use for the data of two, but can play what they learned
+    status, stdout, stderr = run(script, *resume, cwd=tmp_path)
+    assert (status, stdout) == (2, "") and re.fullmatch(rf"{script}.py: error: .* is of 2 ranks, .* not of 1\n", stderr)
+    run_ok(script, "--evaluate", folder.relative_to(tmp_path), cwd=tmp_path)
+
+    # torchrun starts both anew when one dies, and they resume
+    process = start(script, *resume, cwd=tmp_path, launcher=(*TORCHRUN, "--max-restarts", "1"))
+    status, stdout, stderr, _ = lose_a_rank(process, 0, tmp_path)
+    assert status == 0, stderr
+    assert differences(state(folder), state(tmp_path / "never" / expected.folder)) == []
+    assert (last_line(stdout).mean, last_line(stdout).steps) == (expected.mean, expected.steps)
