@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,3 +117,29 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(script,
     assert status == 0, stderr
     assert differences(state(folder), state(tmp_path / "never" / expected.folder)) == []
     assert (last_line(stdout).mean, last_line(stdout).steps) == (expected.mean, expected.steps)
+
+
+def test_two_hosts_are_one_run(tmp_path):
+    """Two torchruns that reach each other by two addresses, as two machines do: the same bits as two processes here."""
+    row = SCRIPTS["ppo"]
+    flags = (*row.short, "--env-id", row.env_ids[0], "--num-threads", 1, "--total-timesteps", 8 * row.period)
+    (tmp_path / "one").mkdir()
+    expected = run_ok("ppo", *flags, cwd=tmp_path / "one", launcher=TORCHRUN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    hosts = []
+    for host in (0, 1):
+        where = ("--nnodes", "2", "--node-rank", str(host), "--master-addr", "127.0.0.1", "--master-port", port)
+        launcher = (*TORCHRUN[:2], *where, "--local-addr", f"127.0.0.{1 + host}", "--nproc-per-node", "1")
+        (tmp_path / f"host{host}").mkdir()
+        hosts.append(start("ppo", *flags, cwd=tmp_path / f"host{host}", launcher=launcher))
+    try:
+        (stdout, stderr), (other, _) = [host.communicate(timeout=120) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], stderr
+    assert other == "" and not (tmp_path / "host1" / "runs").exists()
+    result = last_line(stdout)
+    assert differences(state(tmp_path / "host0" / result.folder), state(tmp_path / "one" / expected.folder)) == []

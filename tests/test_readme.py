@@ -101,5 +101,6 @@ def test_the_flags_that_it_names_exist():
         "--logdir",
         "--fix",
     }
+    known |= {"--max-restarts", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
     known |= {"--index-url", "--hypothesis-profile", "--only", "--repeats"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
