@@ -1,5 +1,6 @@
 """Every command of the README runs; what would take long is shortened by flags after its own."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -104,3 +105,12 @@ def test_the_flags_that_it_names_exist():
     known |= {"--max-restarts", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
     known |= {"--index-url", "--hypothesis-profile", "--only", "--repeats"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
+
+
+def test_its_tables_of_speed_are_those_that_were_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = importlib.import_module("speed")
+    rows = speed.common.read_rows(ROOT / "benchmarks" / "results" / "speed.csv", speed.COLUMNS)
+    text = (ROOT / "README.md").read_text()
+    assert len(rows) > 50 and "| SAC | 2 | compiled |" in text
+    assert speed.with_tables(text, rows) == text
