@@ -107,7 +107,7 @@ def resident(args):
             seen.append(resident_mb())
 
     module.Run.tick = watch
-    small = ("--hidden-size", "16", "--total-timesteps", str(args.steps), "--seed", "1")
+    small = ("--hidden-size", "16", "--num-threads", "1", "--total-timesteps", str(args.steps), "--seed", "1")
     replay = ("--batch-size", "16", "--buffer-size", "10000") if "batch_size" in module.Args.__annotations__ else ()
     sys.argv = [f"{args.script}.py", *small, *replay]
     module.train(module.parse_args())
