@@ -222,7 +222,7 @@ def train(args):
     while run.step < args.total_timesteps and not args.evaluate:
         # Act: at random first, then by the policy.
         if run.new_segment:
-            obs, done = run.reset().to(device), torch.zeros(N, device=device)
+            obs, done = run.reset(), torch.zeros(N, device=device)
             noise = torch.zeros(N, *envs.single_action_space.shape, device=device)
         before, noise = run.step, next_noise(noise, torch.randn_like(noise), args.ou_noise)
         action = (agent.act(obs) + args.exploration_noise * noise).clamp(-1, 1)
@@ -231,7 +231,7 @@ def train(args):
         next_obs, reward, terminated, next_done = run.env_step(action)
 
         # Store what was decided: a step that only reset its environment was not.
-        valid = done == 0
+        valid = (done == 0).nonzero()[:, 0]  # once, for a device has to be waited for
         buffer.add(obs[valid], action[valid], next_obs[valid], reward[valid, None], terminated[valid, None])
         obs, done = next_obs, next_done
 
@@ -304,6 +304,7 @@ def make_envs(args, num_envs, **kwargs):
     except (gym.error.Error, ImportError, NotImplementedError) as error:
         refuse(True, f"--env-id {args.env_id}: {error}")
     mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
+    device = getattr(envs.unwrapped, "device", None)  # where it takes and gives tensors, as GPU simulators do
     refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
     usable = (isinstance(space, Discrete) and space.start == 0) or (isinstance(space, Box) and len(space.shape) == 1)
     bounded = isinstance(space, Box) and space.is_bounded()
@@ -312,9 +313,10 @@ def make_envs(args, num_envs, **kwargs):
     refuse(not usable, f"{acts}; it has to be Discrete from 0 or a Box of one axis")
     refuse(others and not bounded, f"{acts}; it has to be a bounded Box, or try {others}")
     if bounded:
-        low, high, unit = space.low, space.high, Box(-1, 1, space.shape)
-        envs = wrappers.TransformAction(envs, lambda a: low + (np.clip(a, -1, 1) + 1) / 2 * (high - low), None, unit)
-    return wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
+        low, high = (torch.tensor(x, device=device) if device else x for x in (space.low, space.high))
+        unit = Box(-1, 1, space.shape)
+        envs = wrappers.TransformAction(envs, lambda a: low + (a.clip(-1, 1) + 1) / 2 * (high - low), None, unit)
+    return envs if device else wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
 
 
 def evaluate(agent, args, episodes, seed, video=None):
@@ -322,11 +324,13 @@ def evaluate(agent, args, episodes, seed, video=None):
     envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
     envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0) if video else envs
     obs, returns, ended = envs.reset(seed=seed)[0], np.zeros(episodes), np.zeros(episodes, bool)
+    weight = next(agent.parameters())
     while not ended.all():
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=next(agent.parameters()).device)
-        obs, _, _, _, info = envs.step(agent.act(obs, greedy=True).cpu().numpy())
-        for i in np.flatnonzero(info.get("_episode", False) & ~ended):
-            returns[i], ended[i] = info["episode"]["r"][i], True
+        action = agent.act(torch.as_tensor(obs, dtype=weight.dtype, device=weight.device), greedy=True)
+        obs, *rest, _ = envs.step(action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device))
+        reward, terminated, truncated = (torch.as_tensor(x).cpu().numpy() for x in rest)
+        returns += np.where(ended, 0, reward)
+        ended |= terminated | truncated
     envs.close()
     return returns
 
@@ -415,14 +419,14 @@ class Run:
     def start(self, envs, **parts):
         """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
         args, self.envs, self.parts, self.folder = self.args, envs, parts, Path(self.args.resume or self.args.evaluate)
+        self.tensors = getattr(envs.unwrapped, "device", None)
+        self.largest, self.latest = torch.zeros(1, device=self.device), torch.tensor(torch.nan, device=self.device)
         blind = args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ())
         refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
         if self.folder.name:
             saved = load_checkpoint(self.folder, **parts)
             self.step, self.seconds, ranks = saved["step"], saved["seconds"], 1 + len(saved["others"])
-            other = (
-                f"{self.folder} is of {ranks} ranks, each with environments and data of its own, not of {self.ranks}"
-            )
+            other = f"{self.folder} is of {ranks} ranks, each with its own environments and data, not of {self.ranks}"
             refuse(args.resume and ranks != self.ranks, other)
             finished = args.resume and self.step >= args.total_timesteps
             refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
@@ -449,18 +453,22 @@ class Run:
         *seeds, env_seed = np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(4).tolist()
         for seeder, seed in zip((random.seed, np.random.seed, torch.manual_seed), seeds, strict=True):
             seeder(seed)
-        obs, _ = self.envs.reset(seed=env_seed)
-        self.check_finite(obs, "an observation")
-        return torch.as_tensor(obs, dtype=torch.float32)
+        obs = torch.as_tensor(self.envs.reset(seed=env_seed)[0])
+        obs = obs.to(self.device, torch.float32, copy=True)  # the environment may use its memory again
+        self.check_finite(obs.cpu().numpy(), "an observation")
+        self.so_far, self.over = torch.zeros(2, len(obs), device=self.device), torch.zeros(len(obs), device=self.device)
+        return obs
 
     def check_finite(self, values, what):
         bad = not np.isfinite(values).all()
         refuse(bad, f"{what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
 
     def env_step(self, action):
-        """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device."""
-        action = action.cpu().numpy()
-        self.check_finite(action, "an action")
+        """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device, or none."""
+        action = action.to(self.tensors or "cpu")
+        if not self.tensors:
+            action = action.numpy()
+            self.check_finite(action, "an action")
         try:
             obs, reward, terminated, truncated, _ = self.envs.step(action)
         except Exception:
@@ -468,11 +476,20 @@ class Run:
             print(f"{SCRIPT}.py: error: {failed}", file=sys.stderr)
             raise
         self.step += self.args.num_envs * self.ranks
-        with np.errstate(over="ignore"):
-            row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
-        self.check_finite(row[:, :-3], "an observation")
-        self.check_finite(row[:, -3], "a reward")
-        row = torch.as_tensor(row, device=self.device)
+        stack = torch.column_stack if self.tensors else np.column_stack
+        row = torch.as_tensor(stack([obs, reward, terminated, terminated | truncated])).float()
+        if self.tensors:  # nothing here waits for the device: it is when it logs that tick looks
+            row = row.to(self.device)
+            self.largest = torch.maximum(self.largest, row.abs().amax(0))  # of each column; NaN is larger than all
+            self.so_far += torch.stack([row[:, -3], 1 - self.over])  # a step that only resets is none of an episode
+            self.over = row[:, -1]
+            self.latest = torch.where(self.over > 0, self.so_far, self.latest)
+            self.envs.return_queue, self.envs.length_queue = self.latest
+            self.so_far *= 1 - self.over
+        else:
+            self.check_finite(row[:, :-3].numpy(), "an observation")
+            self.check_finite(row[:, -3].numpy(), "a reward")
+            row = row.to(self.device)
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
     def tick(self, metrics, optimizer):
@@ -482,6 +499,8 @@ class Run:
         save = ended or stop or self.step - self.saved >= args.checkpoint_every
         log = ended or self.step - self.logged >= args.total_timesteps / 500
         tags = {}
+        if self.tensors:
+            metrics = {"largest_observation": self.largest[:-3].amax(), "largest_reward": self.largest[-3]} | metrics
         if metrics and (log or save):
             tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
         for name, value in tags.items():
@@ -489,9 +508,9 @@ class Run:
         if self.rank == 0 and log:
             self.logged, tags = self.step, {f"losses/{name}": value for name, value in tags.items()}
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
-            if self.envs.return_queue:
-                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
-                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
+            for name, queue in (("return", self.envs.return_queue), ("length", self.envs.length_queue)):
+                mean = torch.as_tensor(queue).cpu().double().nanmean().item()  # NaN: no episode has ended yet
+                tags |= {} if np.isnan(mean) else {f"charts/episodic_{name}": mean}
             for tag, value in tags.items():
                 self.writer.add_scalar(tag, value, self.step)
             self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
