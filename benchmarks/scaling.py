@@ -1,0 +1,339 @@
+"""How speed and memory follow the sizes: environments, processes, width, batch, threads, replay buffer.
+
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --only environments
+    python benchmarks/scaling.py --draw
+
+Each point is a run of a script, alone, with clocks around its parts. A model whose constants are taken at the two ends
+of the environments' curve in one process predicts what lies between, and two processes. --draw makes the figure and the
+tables of SCALING.md from results/scaling.csv and runs nothing.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+from tqdm import tqdm
+
+PARTS = {  # by column, the function of a script that it is the time of
+    "act_us": ("Agent", "act"),
+    "simulate_us": ("VectorEnv", "step"),
+    "env_step_us": ("Run", "env_step"),
+    "update_us": (None, "update"),
+    "all_reduce_us": (None, "average_over_ranks"),
+}
+COLUMNS = (
+    "curve",
+    "script",
+    "size",
+    "threads",
+    "processes",
+    "flags",
+    "steps",
+    "steps_per_second",
+    "vector_steps",
+    "updates",
+    *PARTS,
+    "rest_us",
+    "peak_rss_mb",
+    *common.PROVENANCE,
+)
+FIGURES = common.ROOT / "benchmarks" / "figures"
+PAGE = common.ROOT / "benchmarks" / "SCALING.md"
+COLORS = {"ppo": "#0072b2", "a2c": "#e69f00", "td3": "#cc79a7", "sac": "#d55e00"}
+SIZES = {  # by curve, the flag that is varied, and its values
+    "environments": ("--num-envs", (1, 4, 16, 64, 256, 1024)),
+    "width": ("--hidden-size", (32, 64, 128, 256, 512, 1024)),
+    "batch": ("--batch-size", (32, 128, 512, 2048)),
+    "buffer": ("--buffer-size", (1_000, 10_000, 100_000, 1_000_000)),
+}
+CHEETAH = "--env-id HalfCheetah-v5 --learning-starts 1000"
+
+
+def one_update(vector_steps):
+    """Off-policy flags for one update per vector step: the update ratio falls as environments are added."""
+    return lambda n: f"{CHEETAH} --utd {1 / n} --buffer-size 300000 --total-timesteps {1000 + vector_steps * n}"
+
+
+RUNS = {  # by curve and script, the other flags of the run of a size, summed over processes
+    "environments": {
+        "ppo": lambda n: f"--total-timesteps {max(8192, 1024 * n)}",
+        "a2c": lambda n: f"--total-timesteps {max(16384, 2048 * n)}",
+        "td3": one_update(300),
+        "sac": one_update(300),
+    },
+    "width": {
+        "ppo": lambda n: "--total-timesteps 8192",
+        "td3": lambda n: "--total-timesteps 1300",
+        "sac": lambda n: "--total-timesteps 1300",
+    },
+    "batch": {script: lambda n: "--total-timesteps 1300" for script in ("td3", "sac")},
+    "buffer": {  # random actions alone, as many as fill it
+        "td3": lambda n: f"--num-envs 50 --hidden-size 16 --total-timesteps {n} --learning-starts {n - 50}"
+    },
+}
+
+
+@dataclass
+class Args:
+    only: str = ""  # one curve; else all
+    device: str = "cpu"  # where networks and data live: cpu or cuda
+    out: Path = Path("benchmarks/results/scaling.csv")  # rows of a curve that is run again are replaced
+    draw: bool = False  # make the figures and tables from the table, and run nothing
+
+
+def clock(spent, owner, name, label):
+    """Put a clock around owner.name, which notes the seconds of each call."""
+    function = getattr(owner, name)
+
+    def clocked(*args, **kwargs):
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[label].append(time.perf_counter() - began)
+
+    setattr(owner, name, clocked)
+
+
+def one(script, *flags):
+    """Train with clocks around the parts, and print as JSON what rank 0 has found: the rate, and means of the parts.
+
+    All are of the second half of the vector steps; evaluations are not in it.
+    """
+    sys.path.insert(0, str(common.ROOT))
+    sys.argv = [f"{script}.py", *flags]
+    module, spent, stamps = importlib.import_module(script), defaultdict(list), []
+    args, make_envs, evaluate = module.parse_args(), module.make_envs, module.evaluate
+
+    def watched_envs(*args, **kwargs):
+        envs = make_envs(*args, **kwargs)
+        clock(spent, envs, "step", "simulate_us")
+        return envs
+
+    module.make_envs = watched_envs
+    for label, (owner, name) in PARTS.items():
+        if owner != "VectorEnv":
+            clock(spent, getattr(module, owner) if owner else module, name, label)
+    env_step = module.Run.env_step
+
+    def stamped(run, action):
+        stamps.append((time.perf_counter(), run.step, len(spent["update_us"])))
+        return env_step(run, action)
+
+    def outside(*args, **kwargs):  # what an evaluation takes, and its calls of act and step, are not the loop's
+        kept = {label: len(values) for label, values in spent.items()}
+        stamps.append((time.perf_counter(), None, None))
+        returns = evaluate(*args, **kwargs)
+        for label, length in kept.items():
+            del spent[label][length:]
+        return returns
+
+    module.Run.env_step, module.evaluate = stamped, outside
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        module.train(args)
+    stamps = stamps[
+        : [*(step for _, step, _ in stamps), None].index(None)
+    ]  # until the first evaluation: of rank 0 alone
+    (began, first, before), (ended, last, after) = stamps[len(stamps) // 2], stamps[-1]
+    calls = len(stamps) - 1 - len(stamps) // 2
+    found = {name: 1e6 * statistics.mean(spent[name][len(spent[name]) // 2 :]) for name in PARTS if spent[name]}
+    parts = calls * (found["act_us"] + found["env_step_us"]) + (after - before) * found.get("update_us", 0)
+    found |= {"steps_per_second": (last - first) / (ended - began), "vector_steps": calls, "updates": after - before}
+    found |= {"steps": last, "rest_us": (1e6 * (ended - began) - parts) / calls}  # targets, storing, logging, Python
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(found))
+
+
+def run(script, flags, threads, processes, device):
+    """One point, on as many cores as threads and processes -> its row."""
+    words = [script, *shlex.split(flags), "--num-threads", str(threads), "--device", device, "--eval-episodes", "1"]
+    launcher = [sys.executable, str(Path(__file__).resolve()), "--one", *words]
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        launcher = [sys.executable, *torchrun, *launcher[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        process = common.start(launcher, folder, cores=threads * processes)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            common.stop(process)
+        if process.returncode:
+            common.fail(f"{script}.py {flags}: {common.last_line(folder, 'stderr')}", status=1)
+        found = json.loads(common.last_line(folder, "stdout"))
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    found |= {"peak_rss_mb": peak if processes == 1 else ""}
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in found.items()}
+
+
+def number(row, name):
+    return float(row[name] or 0)
+
+
+def line(small, large, name):
+    """The part's time as a + b size, through two rows -> a function of the size."""
+    sizes, times = [number(row, "size") for row in (small, large)], [number(row, name) for row in (small, large)]
+    slope = (times[1] - times[0]) / (sizes[1] - sizes[0])
+    return lambda size: times[0] + slope * (size - sizes[0])
+
+
+def predict(rows, script, size, processes, all_reduce_us=0.0):
+    """Steps per second by the model: N P / (act + env_step + rest + updates per vector step (update + all-reduce)).
+
+    Each part's time is a + b N through N = 1 and N = 1024 in one process. Each of P processes has its own N and a core
+    of its own; all of them wait in each update for the all-reduce.
+    """
+    mine = [row for row in rows if (row["script"], row["processes"]) == (script, "1")]
+    mine = sorted(mine, key=lambda row: int(row["size"]))
+    parts = {name: line(mine[0], mine[-1], name)(size) for name in ("act_us", "env_step_us", "rest_us", "update_us")}
+    updates = number(mine[0], "updates") / number(mine[0], "vector_steps")  # the same at every size
+    per_vector_step = parts["act_us"] + parts["env_step_us"] + parts["rest_us"]
+    per_vector_step += updates * (parts["update_us"] + all_reduce_us)
+    return 1e6 * size * processes / per_vector_step
+
+
+def select(rows, **values):
+    return [row for row in rows if all(row[name] == str(value) for name, value in values.items())]
+
+
+def parts_table(rows):
+    """What limits each script: the parts of a vector step with 1 and 1024 environments, one process, one thread."""
+    lines = ["| script | environments | act | simulate | transfer, checks | update, its share | rest | steps/s |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for script in RUNS["environments"]:
+        for row in select(rows, script=script, processes=1):
+            updates = number(row, "updates") / number(row, "vector_steps")
+            times = {"act": number(row, "act_us"), "simulate": number(row, "simulate_us")}
+            times |= {"transfer": number(row, "env_step_us") - number(row, "simulate_us")}
+            times |= {"update": updates * number(row, "update_us"), "rest": number(row, "rest_us")}
+            whole = sum(times.values())
+            cells = [f"{value:,.0f} us ({value / whole:.0%})" for value in times.values()]
+            rate = f"{number(row, 'steps_per_second'):,.0f}"
+            lines.append(f"| `{script}.py` | {row['size']} | {' | '.join(cells)} | {rate} |")
+    return "\n".join(lines)
+
+
+def model_table(rows):
+    """Predicted against measured steps per second for 1 and 2 processes; what made the constants is in brackets."""
+    lines = [
+        "| script | environments each | 1 process: measured | predicted | 2 processes: measured | predicted | gain |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for script in RUNS["environments"]:
+        singles = {row["size"]: row for row in select(rows, script=script, processes=1)}
+        pairs = {row["size"]: row for row in select(rows, script=script, processes=2)}
+        reduces = [number(row, "all_reduce_us") for row in pairs.values()]
+        all_reduce_us = statistics.median(reduces) if reduces else 0
+        ends = sorted(singles, key=int)[:1] + sorted(singles, key=int)[-1:]
+        for size in sorted(singles, key=int):
+            one = number(singles[size], "steps_per_second")
+            forecast = predict(rows, script, int(size), 1)
+            cells = [f"{one:,.0f}", f"({forecast:,.0f})" if size in ends else f"{forecast:,.0f}"]
+            if size in pairs:
+                two = number(pairs[size], "steps_per_second")
+                forecast = predict(rows, script, int(size), 2, all_reduce_us)
+                cells += [f"{two:,.0f}", f"{forecast:,.0f}", f"{two / one:.2f}"]
+            lines.append(f"| `{script}.py` | {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reduce_table(rows):
+    """The all-reduce of a script's gradients, and the update that it is part of."""
+    lines = ["| script | update, us | of it all-reduce, us | update of one process, us |", "|---|---|---|---|"]
+    for script in RUNS["environments"]:
+        pairs, singles = (select(rows, script=script, processes=count) for count in (2, 1))
+        medians = (
+            [
+                statistics.median(number(row, name) for row in group)
+                for group, name in ((pairs, "update_us"), (pairs, "all_reduce_us"), (singles, "update_us"))
+            ]
+            if pairs
+            else []
+        )
+        lines.append(f"| `{script}.py` | {' | '.join(f'{value:,.0f}' for value in medians)} |")
+    return "\n".join(lines)
+
+
+def write_page(rows):
+    """Put the tables between their marks in SCALING.md."""
+    rows = select(rows, curve="environments", threads=1)
+    text = PAGE.read_text()
+    for name, table in (("parts", parts_table), ("model", model_table), ("reduce", reduce_table)):
+        text = re.sub(f"(?<=<!-- {name} -->\n).*?(?=\n?<!-- end -->)", lambda _: table(rows), text, flags=re.DOTALL)  # noqa: B023
+    PAGE.write_text(text)
+
+
+def draw(rows):
+    """A panel for each curve, a line for each script, threads and processes, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "scaling"
+    names = [name for name in SIZES if any(row["curve"] == name for row in rows)]
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        column = "peak_rss_mb" if name == "buffer" else "steps_per_second"
+        for script in RUNS[name]:
+            for threads, processes, style in ((1, 1, "-o"), (2, 1, "--s"), (1, 2, ":^")):
+                mine = select(rows, curve=name, script=script, threads=threads, processes=processes)
+                points = sorted((int(row["size"]), float(row[column])) for row in mine)
+                if points:
+                    of = "2 threads" if threads == 2 else f"{processes} process{'es' * (processes > 1)}"
+                    label = f"{script}, {of}" if name != "buffer" else script
+                    axis.plot(*zip(*points, strict=True), style, color=COLORS[script], label=label, markersize=4)
+        axis.set(xscale="log", yscale="log", xlabel=SIZES[name][0], title=name)
+        axis.set_ylabel("peak memory, MB" if name == "buffer" else "environment steps per second")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=7)
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / "scaling.png", dpi=120)
+    figure.savefig(FIGURES / "scaling.svg", metadata={"Date": None})
+
+
+def points_of(curve):
+    """The runs of a curve: script, size, threads, processes."""
+    ways = {"environments": ((1, 1), (1, 2)), "buffer": ((1, 1),)}.get(curve, ((1, 1), (2, 1)))
+    return [(curve, script, size, *way) for script in RUNS[curve] for size in SIZES[curve][1] for way in ways]
+
+
+def main():
+    if sys.argv[1:2] == ["--one"]:
+        one(*sys.argv[2:])
+        return
+    args = common.parse_args(Args, __doc__, sys.argv[1:])
+    if args.only and args.only not in SIZES:
+        common.fail(f"--only {args.only}: there are {', '.join(SIZES)}")
+    rows = common.open_rows(args.out, COLUMNS)
+    if not args.draw:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        chosen, origin = [args.only] if args.only else list(SIZES), common.provenance()
+        rows = [row for row in rows if row["curve"] not in chosen]
+        points = [point for curve in chosen for point in points_of(curve)]
+        for curve, script, size, threads, processes in tqdm(points, unit="run"):
+            flags = f"{SIZES[curve][0]} {size} {RUNS[curve][script](size * processes)}"
+            row = {"curve": curve, "script": script, "size": size, "threads": threads, "processes": processes}
+            rows.append(row | {"flags": flags} | run(script, flags, threads, processes, args.device) | origin)
+            common.replace_rows(args.out, COLUMNS, rows)
+    rows = common.read_rows(args.out, COLUMNS)
+    draw(rows)
+    write_page(rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
