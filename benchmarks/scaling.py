@@ -268,13 +268,13 @@ def reduce_table(rows):
     return "\n".join(lines)
 
 
-def write_page(rows):
-    """Put the tables between their marks in SCALING.md."""
+def with_tables(text, rows):
+    """SCALING.md's text with the tables of these rows between their marks."""
     rows = select(rows, curve="environments", threads=1)
-    text = PAGE.read_text()
     for name, table in (("parts", parts_table), ("model", model_table), ("reduce", reduce_table)):
-        text = re.sub(f"(?<=<!-- {name} -->\n).*?(?=\n?<!-- end -->)", lambda _: table(rows), text, flags=re.DOTALL)  # noqa: B023
-    PAGE.write_text(text)
+        made = table(rows)
+        text = re.sub(f"(?<=<!-- {name} -->\n).*?(?=\n?<!-- end -->)", lambda _, made=made: made, text, flags=re.DOTALL)
+    return text
 
 
 def draw(rows):
@@ -329,7 +329,7 @@ def main():
             common.replace_rows(args.out, COLUMNS, rows)
     rows = common.read_rows(args.out, COLUMNS)
     draw(rows)
-    write_page(rows)
+    PAGE.write_text(with_tables(PAGE.read_text(), rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""The model of SCALING.md by hand numbers, and its tables by what was measured."""
+
+import importlib
+
+import pytest
+from harness import ROOT
+
+
+@pytest.fixture
+def scaling(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("scaling")
+
+
+def row(size, act, env_step, update, rest, processes=1):
+    """Of two updates in ten vector steps."""
+    times = {"act_us": act, "env_step_us": env_step, "update_us": update, "rest_us": rest}
+    counts = {"size": size, "processes": processes, "vector_steps": 10, "updates": 2}
+    return {name: str(value) for name, value in {"script": "ppo", **counts, **times}.items()}
+
+
+def test_the_model_by_hand(scaling):
+    """With 1 and 5 environments act takes 10 and 14 us, env_step 20 and 60, update 100 and 500, the rest 5 and 5.
+
+    With 3, between them: 12 + 40 + 5 and 2/10 of 300 in a vector step are 117 us, in which 3 environments step. Two
+    processes step 6, and an all-reduce of 15 us makes an update 315, a vector step 120 us.
+    """
+    rows = [row(1, 10, 20, 100, 5), row(5, 14, 60, 500, 5), row(3, 0, 0, 0, 0, processes=2)]
+    assert scaling.predict(rows, "ppo", 3, 1) == pytest.approx(1e6 * 3 / 117)
+    assert scaling.predict(rows, "ppo", 3, 2, all_reduce_us=15) == pytest.approx(1e6 * 6 / 120)
+
+
+def test_its_tables_are_those_that_were_measured(scaling):
+    rows = scaling.common.read_rows(ROOT / "benchmarks" / "results" / "scaling.csv", scaling.COLUMNS)
+    text = scaling.PAGE.read_text()
+    assert rows and scaling.with_tables(text, rows) == text
+    broken = [row | {"steps_per_second": "1"} for row in rows]
+    assert scaling.with_tables(text, broken) != text  # so the marks are there
