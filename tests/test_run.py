@@ -434,7 +434,7 @@ def test_rows_and_curves_are_those_of_the_scripts(suite):
         ("td3", '--noise-type normal --hyper \'{"learning_starts": 500, "policy_kwargs": {"net_arch": [8]}}\''),
     ],
 )
-def test_rows_and_curves_of_stable_baselines(algorithm, flags, folder):
+def test_rows_and_curves_of_stable_baselines(algorithm, flags, suite):
     """By the runner, which starts a copy of sb3.py: steps, final evaluation, curve, the training's return."""
     pytest.importorskip("stable_baselines3")
     flags = f"--total-timesteps 1024 --checkpoint-every 512 --eval-episodes 2 {flags}"
@@ -466,10 +466,12 @@ def test_rows_and_curves_of_stable_baselines(algorithm, flags, folder):
     assert {int(step): float(value) for step, value, _ in points if value} == pytest.approx(evaluations, abs=0.005)
     returns = dict(tags["charts/episodic_return"])
     assert 200 <= min(returns) <= 402  # at the first log after the end of the first episodes
-    assert all(float(value) == pytest.approx(returns[int(step)], abs=0.005) for step, _, value in points if value)
+    logged = {int(step): float(value) for step, _, value in points if int(step) in returns}
+    assert len(logged) > 10
+    assert logged == pytest.approx({step: returns[step] for step in logged}, abs=0.005)
 
 
-def test_a_stable_baselines_run_that_was_stopped_begins_again(folder):
+def test_a_stable_baselines_run_that_was_stopped_begins_again(suite):
     pytest.importorskip("stable_baselines3")
     Path("suite.toml").write_text('[Pendulum-v1]\n"benchmarks/sb3" = "--total-timesteps 30000 --eval-episodes 2"\n')
     process = start("--seeds", 1)
