@@ -133,6 +133,21 @@ def start(command, folder, cores=0, **kwargs):
             os.sched_setaffinity(0, mine)
 
 
+def poll(process):
+    """Whether a process that was started here has ended -> None, or what resources it used (resource.getrusage)."""
+    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if not pid:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage
+
+
+def peak_rss_mb(usage):
+    """The largest resident memory of an ended process, 10^6 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes in which the system counts
+    return usage.ru_maxrss * unit / 1e6
+
+
 def stop(process):
     """End a process that was started here, and wait until it has."""
     if process.returncode is None:
@@ -199,21 +214,25 @@ def append_rows(path, columns, rows):
         fail(f"--out {path}: cannot write it: {error.strerror}")
 
 
-def read_rows(path, columns):
-    """Rows of a CSV file, as dictionaries of strings; none if there is no such file."""
+def read_rows(path, columns, later=()):
+    """Rows of a CSV file, as dictionaries of strings; none if there is no such file.
+
+    later: columns that tables of an earlier time lack; there they are empty.
+    """
     if not Path(path).exists():
         return []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != list(columns):
-            fail(f"--out {path} has other columns than this command writes; give a new name, or move it away")
-        return list(reader)
+        found = reader.fieldnames or []
+        if found != [name for name in columns if name in found or name not in later]:
+            fail(f"{path} has other columns than this command writes; give a new name, or move it away")
+        return [dict.fromkeys(columns, "") | row for row in reader]
 
 
-def open_rows(path, columns):
+def open_rows(path, columns, later=()):
     """Rows of a CSV file, as read_rows; makes sure, before anything is measured, that it takes more."""
     append_rows(path, columns, [])
-    return read_rows(path, columns)
+    return read_rows(path, columns, later)
 
 
 def replace_rows(path, columns, rows):

@@ -43,9 +43,11 @@ COLUMNS = (
     "steps",
     "seconds",
     "steps_per_second",
+    "peak_rss_mb",
     "script_sha256",
     *common.PROVENANCE,
 )
+LATER = ("peak_rss_mb",)  # tables that were begun before it was measured are taken
 CURVE_COLUMNS = ("script", "env", "seed", "key", "steps", "eval_return", "train_return", "seconds")
 POINTS = 50  # of the training return in a curve
 OURS = ("--env-id", "--seed", "--num-threads", "--device", "--resume", "--evaluate")  # flags that no table gives
@@ -53,7 +55,7 @@ OURS = ("--env-id", "--seed", "--num-threads", "--device", "--resume", "--evalua
 
 @dataclass
 class Args:
-    suite: Path = Path("benchmarks/suite.toml")  # table of flags: for each environment, script = "flags"
+    suite: Path = Path("benchmarks/suite.toml")  # table of flags: for each environment, script or name = "flags"
     scripts: tuple[str, ...] = ()  # only these scripts of the table, such as: ppo sac; none: all
     envs: tuple[str, ...] = ()  # only these environments of the table; none: all
     seeds: str = "1-10"  # seeds of each: 1-10 or 1,3,7-9
@@ -69,17 +71,18 @@ class Args:
 class Task:
     """One run, and all that a process on another machine has to know to make it."""
 
+    name: str  # of the script in the table
     source: Path  # the script
     env: str
     seed: int
-    flags: str  # as the table has them
+    flags: str  # as the table has them, those that belong to the name first
     sha256: str  # of the script's contents
     key: str  # digest of all that the result depends on, but the seed: script, contents, environment and flags
     episodes: int  # of the final evaluation
     work: Path  # the grid's folder
 
     def __str__(self):
-        return f"{self.source.stem} {self.env} seed {self.seed}"
+        return f"{Path(self.name).name} {self.env} seed {self.seed}"
 
     @property
     def copy(self):
@@ -97,31 +100,47 @@ class Task:
         return self.key, str(self.seed), str(self.episodes)
 
 
+def read_flags(args, table, name, flags):
+    """A line of the table, name = "flags" -> its flags as words; the program ends if they are not what they must be."""
+    if not isinstance(flags, str):
+        common.fail(f'--suite {args.suite}: {table}: {name} is not of the form script = "flags"')
+    try:
+        words = shlex.split(flags)
+    except ValueError as error:
+        common.fail(f"--suite {args.suite}: {table}: {name}: {flags}: {error}")
+    common.refuse_taken(words, OURS, f"{args.suite} gives it to {name}, but that is for the runner to do")
+    return words
+
+
 def read_suite(args):
-    """The part of the table that was asked for -> {(environment, name of the script): flags}."""
+    """The part of the table that was asked for -> {(environment, name): (path of the script without .py, flags)}.
+
+    A name is a script's, or one that the table [scripts] declares: name = "file.py flags", flags that it always gets.
+    """
     try:
         table = tomllib.loads(args.suite.read_text())
     except (OSError, ValueError) as error:
         common.fail(f"--suite {args.suite}: {error}")
+    declared = {}
+    for name, command in table.pop("scripts", {}).items():
+        words = read_flags(args, "scripts", name, command)
+        if not (words and words[0].endswith(".py")):
+            common.fail(f'--suite {args.suite}: scripts: {name} is not of the form name = "file.py flags"')
+        declared[name] = (words[0].removesuffix(".py"), shlex.join(words[1:]))
     entries = {}
     for env, row in table.items():
         for name, flags in row.items() if isinstance(row, dict) else [(row, None)]:
-            if not isinstance(flags, str):
-                common.fail(f'--suite {args.suite}: {env}: {name} is not of the form script = "flags"')
-            try:
-                words = shlex.split(flags)
-            except ValueError as error:
-                common.fail(f"--suite {args.suite}: {env}: {name}: {flags}: {error}")
-            common.refuse_taken(words, OURS, f"{args.suite} gives it to {name}, but that is for the runner to do")
-            entries[env, name] = flags
+            read_flags(args, env, name, flags)
+            script, always = declared.get(name, (name, ""))
+            entries[env, name] = script, f"{always} {flags}" if always else flags
     known = {"--envs": {env for env, _ in entries}, "--scripts": {name for _, name in entries}}
     for flag, asked in (("--envs", args.envs), ("--scripts", args.scripts)):
         for name in asked:
             if name not in known[flag]:
                 common.fail(f"{flag} {name}: {args.suite} has {', '.join(sorted(known[flag]))}")
     chosen = {
-        (env, name): flags
-        for (env, name), flags in entries.items()
+        (env, name): entry
+        for (env, name), entry in entries.items()
         if (not args.envs or env in args.envs) and (not args.scripts or name in args.scripts)
     }
     if not chosen:
@@ -132,18 +151,18 @@ def read_suite(args):
 def make_tasks(entries, seeds, args):
     """All runs of the grid, seed by seed: so a grid that is stopped has about as many seeds in each of its cells."""
     cells = []
-    for (env, name), flags in entries.items():
-        source = common.ROOT / f"{name}.py"
+    for (env, name), (script, flags) in entries.items():
+        source = common.ROOT / f"{script}.py"
         if not source.is_file():
             common.fail(f"--suite {args.suite}: {source} is not a file")
         sha256 = common.contents_sha256(source)
         # Not the commit: a script is one file, so its contents say what ran, and a commit elsewhere costs no run.
         key = hashlib.sha256(json.dumps([source.name, sha256, env, flags]).encode()).hexdigest()[:12]
-        cells.append((source, env, flags, sha256, key))
+        cells.append((name, source, env, flags, sha256, key))
     return [
-        Task(source, env, seed, flags, sha256, key, args.eval_episodes, args.work.resolve())
+        Task(name, source, env, seed, flags, sha256, key, args.eval_episodes, args.work.resolve())
         for seed in seeds
-        for source, env, flags, sha256, key in cells
+        for name, source, env, flags, sha256, key in cells
     ]
 
 
@@ -170,6 +189,14 @@ def find_checkpoint(task):
     """The folder, under the task's, of the run that has a checkpoint, or None."""
     found = sorted(task.folder.glob("runs/*/checkpoint.pt"))
     return found[0].parent.relative_to(task.folder) if found else None
+
+
+def read_peak(task):
+    """Peak memory, as text, of the process that ended the training; empty if no runner was left to see its end."""
+    try:
+        return (task.folder / "peak_rss_mb").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def is_trained(run_folder):
@@ -215,9 +242,11 @@ def launch(task, flags, lock, pause):
     try:
         lock.write(f"{platform.node()} {process.pid}\n")
         lock.flush()
-        while process.poll() is None:
+        while not (usage := common.poll(process)):
             if pause(0.05):
                 return None
+        if process.returncode == 0 and "--evaluate" not in flags:
+            (task.folder / "peak_rss_mb").write_text(f"{common.peak_rss_mb(usage):.1f}")
         return process.returncode
     finally:
         common.stop(process)  # by SIGTERM, at which a script saves a checkpoint
@@ -281,7 +310,8 @@ def execute(task, origin, pause=time.sleep):
             return failure(task, status)
         final.pop("folder")
         row = {"script": task.source.name, "env": task.env, "seed": task.seed, "key": task.key, "flags": task.flags}
-        row |= final | {"script_sha256": task.sha256, "date": common.now()} | origin | common.machine()
+        row |= final | {"peak_rss_mb": read_peak(task), "script_sha256": task.sha256, "date": common.now()}
+        row |= origin | common.machine()
         result = {"row": row, "curve": read_curve(task.folder / run_folder, final["steps"], final["eval_return"])}
         draft = task.folder / "result.tmp"
         draft.write_text(json.dumps(result))
@@ -361,7 +391,7 @@ def curves_of(out):
 
 def gather(results, args):
     """Put results into the two tables, curves first: a run that has its row has its curve."""
-    curves, rows = common.read_rows(curves_of(args.out), CURVE_COLUMNS), common.read_rows(args.out, COLUMNS)
+    curves, rows = common.read_rows(curves_of(args.out), CURVE_COLUMNS), common.read_rows(args.out, COLUMNS, LATER)
     new = {(result["row"]["key"], str(result["row"]["seed"])) for result in results}
     curves = [row for row in curves if (row["key"], row["seed"]) not in new]
     for result in results:
@@ -388,12 +418,12 @@ def describe(tasks, rows):
     scores = {(row["key"], row["seed"], row["episodes"]): float(row["eval_return"]) for row in rows}
     cells = {}
     for task in tasks:
-        cells.setdefault((task.source.stem, task.env, task.flags), []).append(task)
-    for (script, env, flags), cell in cells.items():
+        cells.setdefault((Path(task.name).name, task.env, task.flags), []).append(task)
+    for (name, env, flags), cell in cells.items():
         done = [task for task in cell if task.identity in scores]
         left = [task for task in cell if task.identity not in scores]
         begun = [task.seed for task in left if find_checkpoint(task)]
-        parts = [f"{script} {env}"]
+        parts = [f"{name} {env}"]
         if done:
             mean = statistics.mean(scores[task.identity] for task in done)
             parts.append(f"done {ranges(task.seed for task in done)}, mean {mean:.2f}")
@@ -448,9 +478,9 @@ def main():
     args.jobs = args.jobs or os.cpu_count()
     tasks = make_tasks(read_suite(args), common.parse_seeds(args.seeds), args)
     if args.dry_run:
-        print("\n".join(describe(tasks, common.read_rows(args.out, COLUMNS))))
+        print("\n".join(describe(tasks, common.read_rows(args.out, COLUMNS, LATER))))
         return
-    rows = common.open_rows(args.out, COLUMNS)
+    rows = common.open_rows(args.out, COLUMNS, LATER)
     common.open_rows(curves_of(args.out), CURVE_COLUMNS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with only_runner(tasks[0].work):
@@ -463,7 +493,7 @@ def main():
         except KeyboardInterrupt:
             print("stopped: the same command goes on from here", file=sys.stderr)
             sys.exit(130)
-    print("\n".join(describe(tasks, common.read_rows(args.out, COLUMNS))))
+    print("\n".join(describe(tasks, common.read_rows(args.out, COLUMNS, LATER))))
     print(f"{len(tasks) - failed} of {len(tasks)} runs | {args.out}" + (f" | {failed} failed" if failed else ""))
     sys.exit(1 if failed else 0)
 

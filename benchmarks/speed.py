@@ -174,8 +174,7 @@ def run(command, folder, threads):
     if process.returncode:
         error = common.last_line(folder, "stderr")
         common.fail(f"{shlex.join(command[1:])} ended with {process.returncode}: {error}", status=1)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes in which the system counts ru_maxrss
-    return common.last_line(folder, "stdout"), began, usage.ru_maxrss * unit / 1e6
+    return common.last_line(folder, "stdout"), began, common.peak_rss_mb(usage)
 
 
 def run_ours(comparison, flags, seed, threads, args):

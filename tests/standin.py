@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--linger", type=float, default=0)  # seconds between the last checkpoint and the end
     parser.add_argument("--eval-episodes", type=int, default=1)
     parser.add_argument("--fail-seed", default="")  # fail with this seed
+    parser.add_argument("--memory", type=int, default=0)  # 10^6 bytes that it takes while it trains
     args = parser.parse_args()
     alone = open("alone", "a")  # noqa: SIM115
     try:
@@ -45,6 +46,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     stopped = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    bytearray(b"x") * (args.memory * 10**6)
     while step < args.steps and not args.evaluate:
         time.sleep(args.pause)
         step += 1

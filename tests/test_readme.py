@@ -115,3 +115,13 @@ def test_its_tables_of_speed_are_those_that_were_measured(monkeypatch):
     text = (ROOT / "README.md").read_text()
     assert len(rows) > 50 and "| SAC | 2 | compiled |" in text
     assert speed.with_tables(text, rows) == text
+
+
+def test_its_tables_of_scores_and_costs_are_those_that_were_measured(monkeypatch):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("rliable.library")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("report")
+    folder, text = ROOT / "benchmarks", (ROOT / "README.md").read_text()
+    cells = report.read_cells(report.Args(folder / "results" / "suite.csv", folder / "suite.toml"))
+    assert report.with_tables(text, cells, report.read_toml("--peers", folder / "peers.toml")) == text

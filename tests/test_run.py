@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tomllib
 import torch
-from harness import OFF_POLICY, ROOT, SCRIPTS, checkpoint, environment, parse, scalars, train
+from harness import OFF_POLICY, ROOT, SCRIPTS, checkpoint, environment, last_line, parse, scalars, train
 
 RUN = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--suite", "suite.toml", "--out", "out/suite.csv"]
 CURVE = ("seed", "steps", "eval_return", "train_return")
@@ -165,6 +165,43 @@ def test_another_script_or_other_flags_are_another_run(suite, folder):
     assert len(set(rows(columns=("key",)))) == 3
 
 
+def test_a_name_stands_for_a_script_and_flags(suite):
+    suite(Left={"my name": "--steps 2"}, scripts={"my name": "tests/standin.py --pause 0.01"})
+    table = Path("suite.toml")
+    table.write_text(table.read_text().replace('"--steps 2"', f'"--steps 2 --checkpoints {Path.cwd()}/checkpoints"'))
+    stdout, _ = run("--seeds", 1, "--scripts", "my name")
+    ((script, _, _, _, flags, *_, steps, _),) = rows()
+    assert (script, steps) == ("standin.py", "2")
+    assert flags.startswith("--pause 0.01 --steps 2 --checkpoints ")
+    assert "my name Left | done 1" in stdout
+    table.write_text(table.read_text().replace("0.01", "0.02"))
+    run("--seeds", 1)
+    assert len({row[3] for row in rows()}) == 2
+
+
+def test_the_peak_memory_is_that_of_the_training(suite):
+    """Of the script's own process, not of the runner's or of the evaluation's."""
+    suite(Left={"tests/standin": "--memory 300"}, Right={"tests/standin": ""})
+    run("--seeds", 1)
+    large, small = (float(peak) for _, peak in rows(columns=("env", "peak_rss_mb")))
+    assert 300 < large < 400
+    assert 5 < small < 100
+
+
+def test_a_table_from_before_the_memory_was_measured_goes_on(suite):
+    suite(Left={"tests/standin": ""})
+    run("--seeds", 1)
+    table = Path("out/suite.csv")
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    place = lines[0].index("peak_rss_mb")
+    table.write_text("".join(",".join(line[:place] + line[place + 1 :]) + "\n" for line in lines))
+    stdout, _ = run("--seeds", "1-2")
+    assert "1 of 2 runs are done" in stdout
+    first, second = rows(columns=("seed", "peak_rss_mb"))
+    assert first == ("1", "")
+    assert float(second[1]) > 5
+
+
 def test_an_edit_of_the_script_meanwhile_changes_no_run(suite, folder):
     script = folder / "standin_here.py"
     script.write_text((ROOT / "tests" / "standin.py").read_text())
@@ -291,6 +328,9 @@ STANDIN = 'A = {"tests/standin" = "--steps 2"}'
         ('A = {"tests/standin" = "--device=cuda"}', (), "--device"),
         ('A = {"tests/standin" = "--a \'b"}', (), "tests/standin"),
         ('A = {nothing = ""}', (), "nothing.py"),
+        ('A = {"my name" = ""}\n[scripts]\n"my name" = "standin"', (), "my name"),
+        ('A = {"my name" = ""}\n[scripts]\n"my name" = "tests/standin.py --seed 2"', (), "--seed"),
+        ('A = {"my name" = ""}\n[scripts]\n"my name" = 2', (), "my name"),
         (STANDIN, ("--envs", "B"), "--envs B"),
         (STANDIN, ("--scripts", "sac"), "--scripts sac"),
         (STANDIN, ("--seeds", "3-1"), "--seeds 3-1"),
@@ -322,6 +362,7 @@ def test_bad_input(table, flags, said, folder, monkeypatch, capsys):
 def test_the_suite_is_what_was_promised():
     """Every cell that the results are to have is there, and each script understands its flags."""
     table = tomllib.loads((ROOT / "benchmarks" / "suite.toml").read_text())
+    peers = table.pop("scripts")
     on_policy = tuple(script for script in SCRIPTS if script not in OFF_POLICY)
     expected = {
         "CartPole-v1": on_policy,
@@ -332,12 +373,38 @@ def test_the_suite_is_what_was_promised():
     }
     for env in ("MountainCarContinuous-v0", "LunarLanderContinuous-v3", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
         expected[env] = ("ppo", *OFF_POLICY)
-    assert {env: tuple(row) for env, row in table.items()} == expected
+    assert peers == {f"sb3 {name}": f"benchmarks/sb3.py --algorithm {name}" for name in ("ppo", "a2c", *OFF_POLICY)}
     for env, row in table.items():
-        for script, flags in row.items():
+        ours = {script: flags for script, flags in row.items() if script not in peers}
+        assert tuple(ours) == expected.pop(env)
+        assert set(row) - set(ours) == {f"sb3 {script}" for script in ours} & set(peers)
+        for script, flags in ours.items():
             args = parse(script, "--env-id", env, *shlex.split(flags))
             assert args.env_id == env
             assert args.checkpoint_every <= args.total_timesteps, f"{script} {env} has no curve"
+    assert not expected
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size", "ignore::DeprecationWarning")
+def test_the_peers_of_the_suite_have_our_steps_and_evaluations(monkeypatch):
+    for package in ("stable_baselines3", "mujoco", "Box2D"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    sb3 = importlib.import_module("sb3")
+    table = tomllib.loads((ROOT / "benchmarks" / "suite.toml").read_text())
+    peers, seen = table.pop("scripts"), 0
+    for env, row in table.items():
+        for name in set(row) & set(peers):
+            command = [*shlex.split(peers[name]), "--env-id", env, *shlex.split(row[name])]
+            monkeypatch.setattr(sys, "argv", command)
+            theirs, ours = sb3.parse_args(), parse(name.split()[1], *shlex.split(row[name.split()[1]]))
+            for flag in ("total_timesteps", "checkpoint_every", "eval_episodes"):
+                assert getattr(theirs, flag) == getattr(ours, flag), f"{env} {name} {flag}"
+            model = sb3.make_model(theirs)  # refuses what Stable-Baselines3 does not take
+            assert type(model).__name__ == name.split()[1].upper()
+            model.env.close()
+            seen += 1
+    assert seen == 36
 
 
 def test_rows_and_curves_are_those_of_the_scripts(suite):
@@ -360,6 +427,66 @@ def test_rows_and_curves_are_those_of_the_scripts(suite):
     assert {int(step): float(value) for step, _, value in points} == pytest.approx(returns, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "flags"),
+    [
+        ("ppo", '--num-envs 2 --normalize --hyper \'{"n_steps": 64, "use_sde": true, "learning_rate": "lin_0.001"}\''),
+        ("td3", '--noise-type normal --hyper \'{"learning_starts": 500, "policy_kwargs": {"net_arch": [8]}}\''),
+    ],
+)
+def test_rows_and_curves_of_stable_baselines(algorithm, flags, suite):
+    """By the runner, which starts a copy of sb3.py: steps, final evaluation, curve, the training's return."""
+    pytest.importorskip("stable_baselines3")
+    flags = f"--total-timesteps 1024 --checkpoint-every 512 --eval-episodes 2 {flags}"
+    Path("suite.toml").write_text(
+        f'[scripts]\n"sb3 {algorithm}" = "benchmarks/sb3.py --algorithm {algorithm}"\n'
+        f'[Pendulum-v1]\n"sb3 {algorithm}" = """{flags}"""\n'
+    )
+    run("--seeds", 3, "--eval-episodes", 5)
+    (made,) = Path("work").resolve().glob("*/runs/*")
+    ((script, given, mean, deviation, episodes, steps, seconds, peak),) = rows(
+        columns=("script", "flags", "eval_return", "eval_std", "episodes", "steps", "seconds", "peak_rss_mb")
+    )
+    assert (script, given, episodes, steps) == ("sb3.py", f"--algorithm {algorithm} {flags}", "5", "1024")
+    assert float(seconds) > 0
+    assert float(peak) > 100
+    command = [sys.executable, ROOT / "benchmarks" / "sb3.py", "--evaluate", made.relative_to(made.parents[1])]
+    two, five = (
+        last_line(subprocess.check_output([*command, "--eval-episodes", n], cwd=made.parents[1], text=True))
+        for n in "25"
+    )
+    assert (float(mean), float(deviation)) == (five.mean, five.deviation)
+    assert -2000 < five.mean < -300  # of Pendulum's own rewards, which VecNormalize does not divide
+    tags = scalars(made)
+    assert [step for step, _ in tags["charts/eval_return"]] == [512, 1024]
+    # what training saw at its end, of the policy that it had in hand
+    assert tags["charts/eval_return"][-1][1] == pytest.approx(two.mean, abs=0.01)
+    evaluations = dict(tags["charts/eval_return"]) | {1024: five.mean}
+    points = rows("out/suite_curves.csv", ("steps", "eval_return", "train_return"))
+    assert {int(step): float(value) for step, value, _ in points if value} == pytest.approx(evaluations, abs=0.005)
+    returns = dict(tags["charts/episodic_return"])
+    assert 200 <= min(returns) <= 402  # at the first log after the end of the first episodes
+    logged = {int(step): float(value) for step, _, value in points if int(step) in returns}
+    assert len(logged) > 10
+    assert logged == pytest.approx({step: returns[step] for step in logged}, abs=0.005)
+
+
+def test_a_stable_baselines_run_that_was_stopped_begins_again(suite):
+    pytest.importorskip("stable_baselines3")
+    Path("suite.toml").write_text('[Pendulum-v1]\n"benchmarks/sb3" = "--total-timesteps 30000 --eval-episodes 2"\n')
+    process = start("--seeds", 1)
+    wait_for(lambda: list(Path("work").glob("*/runs/*/events*")))
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    assert not list(Path("work").glob("*/runs/*/checkpoint.pt"))
+    stdout, _ = run("--seeds", 1, "--dry-run")
+    assert "to do 1" in stdout
+    process = start("--seeds", 1)
+    wait_for(lambda: list(Path("work").glob("*/runs/*/checkpoint.pt")))
+    assert process.wait(timeout=60) == 0
+    assert list(starts().values()) == [["train", "train", "evaluate"]]
+
+
 def test_a_killed_worker_of_ray_is_replaced_and_the_table_is_the_local_one(suite):
     pytest.importorskip("ray")
     suite(**{"CartPole-v1": {"ppo": "--total-timesteps 40000 --checkpoint-every 8000 --eval-episodes 2"}})
@@ -374,6 +501,8 @@ def test_a_killed_worker_of_ray_is_replaced_and_the_table_is_the_local_one(suite
     assert starts() == {
         f"ppo__CartPole-v1__{seed}": ["train", *(["resume"] if seed == killed else []), "evaluate"] for seed in "12"
     }
+
+    assert all(float(peak) > 100 for (peak,) in rows(columns=("peak_rss_mb",)))
 
     run("--seeds", "1-2", "--out", "local/suite.csv", "--work", "work_here")
     assert rows() == rows("local/suite.csv")

@@ -1,0 +1,236 @@
+"""Train with Stable-Baselines3 as its zoo does, and leave what our scripts leave, for run.py to make a row of.
+
+    python benchmarks/sb3.py --algorithm ppo --env-id CartPole-v1 --num-envs 8 --hyper '{"n_steps": 32}'
+    ... --evaluate RUN --eval-episodes 100
+
+Only the end of a run is saved: one that is interrupted has no checkpoint, and run.py begins it again.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections import deque
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import stable_baselines3
+import torch
+import tyro
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.vec_env import VecNormalize
+from torch.utils.tensorboard import SummaryWriter
+
+OFF_POLICY = ("ddpg", "td3", "sac")
+NOISES = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
+
+
+@dataclass
+class Args:
+    algorithm: Literal["ppo", "a2c", "ddpg", "td3", "sac"] = "ppo"  # of Stable-Baselines3
+    env_id: str = "CartPole-v1"  # environment: an id that gymnasium knows, or module:Id to import one
+    seed: int = 1  # the same seed and flags give the same bits on a CPU
+    total_timesteps: int = 100_000  # environment steps in all, summed over environments
+    num_envs: int = 1  # environments stepped one after the other (DummyVecEnv)
+    num_threads: int = 1  # torch's CPU threads
+    device: str = "cpu"  # where the networks live
+    normalize: bool = False  # VecNormalize: observations and rewards by running statistics
+    noise_type: Literal["none", "normal", "ornstein-uhlenbeck"] = "none"  # added to actions, off-policy
+    noise_std: float = 0.1  # its deviation, in actions of [-1, 1]
+    hyper: str = "{}"  # JSON: what else the algorithm's constructor is given; "lin_0.1" falls linearly from 0.1 to 0
+    checkpoint_every: int = 50_000  # environment steps between evaluations
+    eval_episodes: int = 20  # episodes of an evaluation
+    evaluate: str = ""  # play this run folder's policy, greedily, and do not train
+
+
+def refuse(bad, message):
+    """If the input is bad: one line on standard error, and exit status 2."""
+    if bad:
+        print(f"sb3.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_args(default=None):
+    """Flags of the command line over these, each in its range."""
+    try:
+        with redirect_stderr(io.StringIO()) as box:
+            args = tyro.cli(Args, description=__doc__, default=default)
+    except SystemExit as end:
+        refuse(end.code, box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode())  # without tyro's frame
+        raise
+    for name in ("total_timesteps", "num_envs", "num_threads", "checkpoint_every", "eval_episodes"):
+        refuse(getattr(args, name) < 1, f"--{name.replace('_', '-')} {getattr(args, name)} is not 1 or more")
+    return args
+
+
+def from_json(name, value):
+    """A constructor's argument as JSON can have it -> as the constructor takes it."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        start = float(value.removeprefix("lin_"))
+        return lambda remaining: remaining * start
+    if name == "policy_kwargs" and "activation_fn" in value:
+        return value | {"activation_fn": getattr(torch.nn, value["activation_fn"])}
+    return value
+
+
+def make_model(args):
+    """The algorithm with fresh networks, on training environments."""
+    try:
+        envs = make_vec_env(args.env_id, args.num_envs, seed=args.seed)
+    except (gym.error.Error, ImportError) as error:
+        refuse(True, f"--env-id {args.env_id}: {error}")
+    try:
+        hyper = {name: from_json(name, value) for name, value in json.loads(args.hyper).items()}
+    except (ValueError, AttributeError) as error:
+        refuse(True, f"--hyper {args.hyper}: {error}")
+    if args.normalize:
+        envs = VecNormalize(envs, gamma=hyper.get("gamma", 0.99))
+    if args.noise_type != "none":
+        refuse(args.algorithm not in OFF_POLICY, f"--noise-type {args.noise_type}: {args.algorithm} takes none")
+        size = envs.action_space.shape[0]
+        hyper["action_noise"] = NOISES[args.noise_type](np.zeros(size), np.full(size, args.noise_std))
+    if args.evaluate and args.algorithm in OFF_POLICY:
+        hyper["buffer_size"] = 1
+    try:
+        algorithm = getattr(stable_baselines3, args.algorithm.upper())
+        return algorithm("MlpPolicy", envs, seed=args.seed, device=args.device, **hyper)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        refuse(True, f"{args.algorithm} on {args.env_id} with --hyper {args.hyper}: {error}")
+
+
+def evaluate(model, args):
+    """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,).
+
+    On the environments and seed of our scripts' evaluations: the same first states. Rewards are the environment's own,
+    observations are normalised by the training's statistics.
+    """
+    envs, normaliser = gym.make_vec(args.env_id, args.eval_episodes), model.get_vec_normalize_env()
+    obs, returns, ended = (
+        envs.reset(seed=args.seed)[0],
+        np.zeros(args.eval_episodes),
+        np.zeros(args.eval_episodes, bool),
+    )
+    while not ended.all():
+        action, _ = model.predict(normaliser.normalize_obs(obs) if normaliser else obs, deterministic=True)
+        obs, reward, terminated, truncated, _ = envs.step(action)
+        returns += reward * ~ended
+        ended |= terminated | truncated
+    envs.close()
+    return returns
+
+
+class Log(BaseCallback):
+    """Our scripts' tags, clock and evaluations, at the steps at which they have them."""
+
+    def __init__(self, args, writer):
+        super().__init__()
+        self.args, self.writer, self.logged, self.evaluated = args, writer, 0, 0
+        self.returns, self.lengths = deque(maxlen=20), deque(maxlen=20)
+
+    def _on_training_start(self):
+        self.began = time.perf_counter()
+
+    def _on_step(self):
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self.returns.append(info["episode"]["r"])
+                self.lengths.append(info["episode"]["l"])
+        step, total = self.num_timesteps, self.args.total_timesteps
+        if step - self.logged >= total / 500:
+            self.log()
+        if step < total and step - self.evaluated >= self.args.checkpoint_every:
+            self.evaluated = step
+            self.writer.add_scalar("charts/eval_return", evaluate(self.model, self.args).mean(), step)
+        return True
+
+    def log(self):
+        """Write what is known at this step -> seconds since training began."""
+        self.logged, seconds = self.num_timesteps, time.perf_counter() - self.began
+        tags = {"charts/SPS": self.num_timesteps / seconds}
+        if self.returns:
+            tags |= {"charts/episodic_return": np.mean(self.returns), "charts/episodic_length": np.mean(self.lengths)}
+        for tag, value in tags.items():
+            self.writer.add_scalar(tag, value, self.num_timesteps)
+        return seconds
+
+
+def make_folder(args):
+    """runs/{env_id}__sb3_{algorithm}__{seed}__{time}, made now."""
+    name = f"{re.sub('[/:]', '-', args.env_id)}__sb3_{args.algorithm}__{args.seed}__{int(time.time())}"
+    folder = Path("runs", name)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        refuse(True, f"cannot write {folder}: {error.strerror}")
+    return folder
+
+
+def save(model, args, seconds, folder):
+    """Put the policy and the normaliser's statistics into the folder, whole."""
+    normaliser = model.get_vec_normalize_env()
+    statistics = normaliser.obs_rms if normaliser else None
+    state = {
+        "script": f"sb3_{args.algorithm}",
+        "step": model.num_timesteps,
+        "seconds": seconds,
+        "args": vars(args),
+        "policy": model.policy.state_dict(),
+        "normaliser": statistics and {"mean": torch.tensor(statistics.mean), "var": torch.tensor(statistics.var)},
+    }
+    torch.save(state, folder / "checkpoint.tmp")
+    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+
+
+def load(folder):
+    """What save put into a run folder; nothing in it is executed."""
+    path = Path(folder, "checkpoint.pt")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        refuse(True, f"{path} is missing or damaged: {error}")
+
+
+def restore(model, saved):
+    """The saved policy, and the statistics by which it saw observations, in the place of the fresh ones."""
+    model.policy.load_state_dict(saved["policy"])
+    if saved["normaliser"]:
+        statistics = model.get_vec_normalize_env().obs_rms
+        statistics.mean, statistics.var = (saved["normaliser"][name].numpy() for name in ("mean", "var"))
+
+
+def main():
+    """Train, or load what was trained; evaluate, and print the line that other programs read."""
+    args, saved = parse_args(), None
+    if args.evaluate:
+        saved = load(args.evaluate)
+        args = parse_args(Args(**saved["args"]))
+    torch.set_num_threads(args.num_threads)
+    model = make_model(args)
+    if saved:
+        restore(model, saved)
+        step, seconds, folder = saved["step"], saved["seconds"], args.evaluate
+        returns = evaluate(model, args)
+    else:
+        folder = make_folder(args)
+        with SummaryWriter(folder, max_queue=1000) as writer:
+            log = Log(args, writer)
+            model.learn(args.total_timesteps, callback=log)
+            step, seconds = model.num_timesteps, log.log()
+            save(model, args, seconds, folder)
+            returns = evaluate(model, args)
+            writer.add_scalar("charts/eval_return", returns.mean(), step)
+    score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
+    print(f"{score} | {step} steps | {seconds:.1f} s | {step / seconds:.0f} steps/s | {folder}")
+
+
+if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for --env-id module:Id
+    main()
