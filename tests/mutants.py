@@ -362,8 +362,8 @@ MUTATIONS = [
         "reward[valid, None], terminated[valid, None])",
         "reward[valid, None], next_done[valid, None])",
     ),
-    ("reset steps are stored", OFF_POLICY, "valid = done == 0", "valid = done >= 0"),
-    ("steps that end are not stored", OFF_POLICY, "valid = done == 0", "valid = next_done == 0"),
+    ("reset steps are stored", OFF_POLICY, "valid = (done == 0)", "valid = (done >= 0)"),
+    ("steps that end are not stored", OFF_POLICY, "valid = (done == 0)", "valid = (next_done == 0)"),
     (
         "the next observation is the same one",
         OFF_POLICY,
@@ -431,8 +431,8 @@ MUTATIONS = [
     ("DDPG: Ornstein-Uhlenbeck noise forgets", ("ddpg",), "0.85 * noise + normal", "normal"),
     ("DDPG: Ornstein-Uhlenbeck noise decays", ("ddpg",), "0.85 * noise + normal", "0.85 * (noise + normal)"),
     # Evaluation and ranks, the same in all
-    ("evaluation counts later episodes", ALL, 'info.get("_episode", False) & ~ended', 'info.get("_episode", False)'),
-    ("evaluation is sampled", ALL, "agent.act(obs, greedy=True)", "agent.act(obs)"),
+    ("evaluation counts later episodes", ALL, "np.where(ended, 0, reward)", "reward"),
+    ("evaluation is sampled", ALL, "device=weight.device), greedy=True)", "device=weight.device))"),
     (
         "ranks' gradients are not weighted",
         ("ppo",),
@@ -453,7 +453,7 @@ MUTATIONS = [
         "self.step += self.args.num_envs * self.ranks",
         "self.step += self.ranks",
     ),
-    ("actions are not rescaled", ALL, "low + (np.clip(a, -1, 1) + 1) / 2 * (high - low)", "np.clip(a, -1, 1)"),
+    ("actions are not rescaled", ALL, "low + (a.clip(-1, 1) + 1) / 2 * (high - low)", "a.clip(-1, 1)"),
 ]
 FIRST = {  # by family, the tests without a run; then, by the script's name, those with one
     False: ("test_policies.py", "test_ppo_numbers.py", "test_ppo_identities.py", "test_ladder.py", "test_oracle.py"),

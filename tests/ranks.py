@@ -1,6 +1,7 @@
 """Run under torchrun by test_ranks.py: a run of several processes, each of which writes what it finds to {rank}.pt."""
 
 import copy
+import hashlib
 import importlib
 import os
 import sys
@@ -77,8 +78,21 @@ if hasattr(module, "RunningNorm"):
     norm.update(torch.tensor([[[1.0]], [[3.0]]]) + 4 * rank, torch.ones(2, 1))  # 1 and 3, 5 and 7
     found["normalised"] = norm(torch.tensor([[5.0]]))
 
+digests, update = [], module.update
+
+
+def noted(agent, *rest):
+    """An update of the run; what the weights are after it is to be the same on both ranks."""
+    metrics = update(agent, *rest)
+    weights = torch.cat([parameter.detach().flatten() for parameter in agent.parameters()])
+    digests.append(hashlib.sha256(weights.numpy().tobytes()).hexdigest())
+    return metrics
+
+
+module.update = noted
 sys.argv = [f"{script}.py", *flags]
 found["agent"] = module.train(module.parse_args()).state_dict()
+found["digests"] = digests
 found["seeds"] = probes.Spy.seeds[:2]  # those of this process's two environments
 torch.save(found, f"{rank}.pt")
 if distributed.is_initialized():

@@ -1,7 +1,7 @@
 """Every script learns: started by its command line in a fresh folder, judged by the line that other programs read."""
 
 import pytest
-from harness import readme_commands, run_ok
+from harness import TORCHRUN, readme_commands, run_ok
 
 
 def readme_flags(script, *first):
@@ -28,9 +28,20 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("script", "env_id", "flags", "threshold"), RUNS, ids=[f"{run[0]}-{run[1]}" for run in RUNS])
-def test_learns(script, env_id, flags, threshold, tmp_path):
-    result = run_ok(script, *flags, cwd=tmp_path, timeout=900)  # how long it takes is no test's concern
+# Two processes under torchrun. PPO's have the default's environments between them; SAC's are smaller, to be short.
+SMALLER = ["--hidden-size", "64", "--batch-size", "128", "--utd", "0.5"]
+OF_TWO = [
+    ("sac", "Pendulum-v1", [*ONE_THREAD, *SMALLER], -200),
+    ("ppo", "CartPole-v1", ["--num-envs", "16"], 475),
+]
+EACH_RUN = [pytest.param((), *row, id=f"{row[0]}-{row[1]}") for row in RUNS]
+EACH_RUN += [pytest.param(TORCHRUN, *row, id=f"{row[0]}-{row[1]}-two-processes") for row in OF_TWO]
+
+
+@pytest.mark.parametrize(("launcher", "script", "env_id", "flags", "threshold"), EACH_RUN)
+def test_learns(launcher, script, env_id, flags, threshold, tmp_path):
+    # How long it takes is no test's concern.
+    result = run_ok(script, *flags, cwd=tmp_path, launcher=launcher, timeout=900)
     assert result.episodes >= 20
     assert result.folder.name.startswith(f"{env_id}__{script}__1__")
     assert (tmp_path / result.folder / "checkpoint.pt").is_file()

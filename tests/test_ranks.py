@@ -40,15 +40,21 @@ def test_two_processes_print_one_line_and_keep_one_folder(script, tmp_path):
     result = last_line(stdout)
     assert result.steps == 6 * row.period
     assert [path.name for path in tmp_path.glob("runs/*")] == [result.folder.name]
-    # an update is of the environments of both
-    assert [step for step, _ in scalars(tmp_path / result.folder)["charts/SPS"]] == [
-        2 * row.period * k for k in (1, 2, 3)
-    ]
+    # One log, of the first rank; an update is of the environments of both, and so is every count.
+    assert len(list((tmp_path / result.folder).glob("events.*"))) == 1
+    log, steps = scalars(tmp_path / result.folder), [2 * row.period * k for k in (1, 2, 3)]
+    assert [step for step, _ in log["charts/SPS"]] == steps
+    assert all(step in steps for points in log.values() for step, _ in points)
+    assert log["charts/SPS"][-1][1] == pytest.approx(result.speed, rel=0.2)
+    args = parse(script)
+    shares = (1, 2 / 3, 1 / 3) if hasattr(args, "anneal_lr") else (1, 1, 1)
+    rates = [rate for _, rate in log["charts/learning_rate"]]
+    assert rates == pytest.approx([args.learning_rate * share for share in shares])
 
 
 @EACH_SCRIPT
 def test_two_processes_agree(script, tmp_path):
-    """Weights and statistics are the same, environments are not; an update is that on both minibatches in one."""
+    """Weights and statistics are the same after each update, environments are not; an update is of both minibatches."""
     row = SCRIPTS[script]
     flags = (*row.short, "--env-id", "probes:Spy-v0", "--total-timesteps", 8 * row.period, "--num-threads", 1)
     flags += ("--norm-obs", "--norm-reward") if hasattr(parse(script), "norm_obs") else ()
@@ -59,6 +65,7 @@ def test_two_processes_agree(script, tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert differences(first["agent"], second["agent"]) == []
     assert differences(first["agent"], checkpoint(tmp_path / last_line(ended.stdout).folder)["agent"]) == []
+    assert first["digests"] == second["digests"] and len(set(first["digests"])) >= 3
     assert not set(first["seeds"]) & set(second["seeds"])
 
     for found in (first, second):
