@@ -90,8 +90,9 @@ class Agent(nn.Module):
         discrete = isinstance(envs.single_action_space, Discrete)
         self.actor = mlp(obs_dim, args.hidden_size, size, gain=0.01)
         self.log_std = None if discrete else nn.Parameter(torch.zeros(size))
-        # At a gain of 1 its second tanh layer would saturate on the way from 0 to returns of 100, and see no state.
-        self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain=10.0), nn.Flatten(-2))
+        # On the way from 0 to returns of 100 its second tanh layer would saturate at a gain of 1, and see no state.
+        gain = 1.0 if args.norm_reward else 10.0
+        self.critic = nn.Sequential(mlp(obs_dim, args.hidden_size, 1, gain), nn.Flatten(-2))
         self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
 
     def log_prob(self, obs, action):

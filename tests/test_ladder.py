@@ -345,3 +345,5 @@ def test_the_critic_keeps_seeing_the_state_on_its_way_to_large_returns(module):
     initial = module.Agent(module.make_envs(module.Args(), 1), module.Args()).critic[0][-1].weight.norm().item()
     assert explained(initial) > 0.2
     assert explained(1.0) < 0.1
+    args = module.Args(norm_reward=True)  # then returns are about 1, and values about 10 would be noise to unlearn
+    assert module.Agent(module.make_envs(args, 1), args).critic[0][-1].weight.norm().item() == pytest.approx(1.0)
