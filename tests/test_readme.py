@@ -104,6 +104,7 @@ def test_the_flags_that_it_names_exist():
     }
     known |= {"--max-restarts", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
     known |= {"--cov", "--cov-config"}
+    known |= {"--head", "--port", "--address", "--ray", "--work", "--seeds"}
     known |= {"--index-url", "--hypothesis-profile", "--only", "--repeats"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
 

@@ -14,6 +14,7 @@ import pytest
 import tomllib
 import torch
 from harness import OFF_POLICY, ROOT, SCRIPTS, checkpoint, environment, last_line, parse, scalars, train
+from soak import grid_on_ray
 
 RUN = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--suite", "suite.toml", "--out", "out/suite.csv"]
 CURVE = ("seed", "steps", "eval_return", "train_return")
@@ -512,3 +513,9 @@ def test_a_killed_worker_of_ray_is_replaced_and_the_table_is_the_local_one(suite
     there, here = ({row[:3] for row in curve if row[2]} for curve in (there, here))
     assert there <= here
     assert len(here - there) <= 1
+
+
+def test_a_grid_on_ray_outlives_a_worker_and_the_head(folder):
+    """What tests/soak.py does with 500 runs: each is made, none twice, and the table is the local one."""
+    pytest.importorskip("ray")
+    assert grid_on_ray(40, 2, folder) == []
