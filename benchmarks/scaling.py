@@ -70,10 +70,10 @@ def one_update(vector_steps):
 
 RUNS = {  # by curve and script, the other flags of the run of a size, summed over processes
     "environments": {
-        "ppo": lambda n: f"--total-timesteps {max(8192, 1024 * n)}",
-        "a2c": lambda n: f"--total-timesteps {max(16384, 2048 * n)}",
-        "td3": one_update(300),
-        "sac": one_update(300),
+        "ppo": lambda n: f"--total-timesteps {max(4096, 512 * n)}",
+        "a2c": lambda n: f"--total-timesteps {max(8192, 1024 * n)}",
+        "td3": one_update(160),
+        "sac": one_update(160),
     },
     "width": {
         "ppo": lambda n: "--total-timesteps 8192",
@@ -161,6 +161,7 @@ def one(script, *flags):
 def run(script, flags, threads, processes, device):
     """One point, on as many cores as threads and processes -> its row."""
     words = [script, *shlex.split(flags), "--num-threads", str(threads), "--device", device, "--eval-episodes", "1"]
+    words += ["--checkpoint-every", "1000000000"]  # one would cut the time that is measured
     launcher = [sys.executable, str(Path(__file__).resolve()), "--one", *words]
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
