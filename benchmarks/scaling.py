@@ -192,16 +192,17 @@ def line(small, large, name):
     return lambda size: times[0] + slope * (size - sizes[0])
 
 
-def predict(rows, script, size, processes, all_reduce_us=0.0):
-    """Steps per second by the model: N P / (act + env_step + rest + updates per vector step (update + all-reduce)).
+def predict(rows, row, all_reduce_us=0.0):
+    """A row's steps per second by the model: N P / (act + env_step + rest + u (update + all-reduce)), u updates in it.
 
     Each part's time is a + b N through N = 1 and N = 1024 in one process. Each of P processes has its own N and a core
-    of its own; all of them wait in each update for the all-reduce.
+    of its own; all of them wait in each update for the all-reduce. Of the row itself only N, P and u are used.
     """
-    mine = [row for row in rows if (row["script"], row["processes"]) == (script, "1")]
-    mine = sorted(mine, key=lambda row: int(row["size"]))
+    size, processes = int(row["size"]), int(row["processes"])
+    mine = select(rows, script=row["script"], processes=1)
+    mine = sorted(mine, key=lambda other: int(other["size"]))
     parts = {name: line(mine[0], mine[-1], name)(size) for name in ("act_us", "env_step_us", "rest_us", "update_us")}
-    updates = number(mine[0], "updates") / number(mine[0], "vector_steps")  # the same at every size
+    updates = number(row, "updates") / number(row, "vector_steps")
     per_vector_step = parts["act_us"] + parts["env_step_us"] + parts["rest_us"]
     per_vector_step += updates * (parts["update_us"] + all_reduce_us)
     return 1e6 * size * processes / per_vector_step
@@ -212,11 +213,11 @@ def select(rows, **values):
 
 
 def parts_table(rows):
-    """What limits each script: the parts of a vector step with 1 and 1024 environments, one process, one thread."""
+    """What limits each script: the parts of a vector step with few and many environments, one process, one thread."""
     lines = ["| script | environments | act | simulate | transfer, checks | update, its share | rest | steps/s |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for script in RUNS["environments"]:
-        for row in select(rows, script=script, processes=1):
+        for row in select(rows, script=script, processes=1)[1::2]:
             updates = number(row, "updates") / number(row, "vector_steps")
             times = {"act": number(row, "act_us"), "simulate": number(row, "simulate_us")}
             times |= {"transfer": number(row, "env_step_us") - number(row, "simulate_us")}
@@ -242,11 +243,11 @@ def model_table(rows):
         ends = sorted(singles, key=int)[:1] + sorted(singles, key=int)[-1:]
         for size in sorted(singles, key=int):
             one = number(singles[size], "steps_per_second")
-            forecast = predict(rows, script, int(size), 1)
+            forecast = predict(rows, singles[size])
             cells = [f"{one:,.0f}", f"({forecast:,.0f})" if size in ends else f"{forecast:,.0f}"]
             if size in pairs:
                 two = number(pairs[size], "steps_per_second")
-                forecast = predict(rows, script, int(size), 2, all_reduce_us)
+                forecast = predict(rows, pairs[size], all_reduce_us)
                 cells += [f"{two:,.0f}", f"{forecast:,.0f}", f"{two / one:.2f}"]
             lines.append(f"| `{script}.py` | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -273,8 +274,8 @@ def with_tables(text, rows):
     """SCALING.md's text with the tables of these rows between their marks."""
     rows = select(rows, curve="environments", threads=1)
     for name, table in (("parts", parts_table), ("model", model_table), ("reduce", reduce_table)):
-        made = table(rows)
-        text = re.sub(f"(?<=<!-- {name} -->\n).*?(?=\n?<!-- end -->)", lambda _, made=made: made, text, flags=re.DOTALL)
+        made = f"<!-- {name} -->\n{table(rows)}\n<!-- end -->"
+        text = re.sub(f"<!-- {name} -->.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
     return text
 
 
@@ -284,7 +285,11 @@ def draw(rows):
 
     plt.rcParams["svg.hashsalt"] = "scaling"
     names = [name for name in SIZES if any(row["curve"] == name for row in rows)]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    wide = min(len(names), 2)
+    high = -(-len(names) // wide)
+    figure, axes = plt.subplots(high, wide, figsize=(5.5 * wide, 4 * high), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
         column = "peak_rss_mb" if name == "buffer" else "steps_per_second"
         for script in RUNS[name]:

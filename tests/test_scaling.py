@@ -25,9 +25,9 @@ def test_the_model_by_hand(scaling):
     With 3, between them: 12 + 40 + 5 and 2/10 of 300 in a vector step are 117 us, in which 3 environments step. Two
     processes step 6, and an all-reduce of 15 us makes an update 315, a vector step 120 us.
     """
-    rows = [row(1, 10, 20, 100, 5), row(5, 14, 60, 500, 5), row(3, 0, 0, 0, 0, processes=2)]
-    assert scaling.predict(rows, "ppo", 3, 1) == pytest.approx(1e6 * 3 / 117)
-    assert scaling.predict(rows, "ppo", 3, 2, all_reduce_us=15) == pytest.approx(1e6 * 6 / 120)
+    rows = [row(1, 10, 20, 100, 5), row(5, 14, 60, 500, 5), row(3, 0, 0, 0, 0), row(3, 0, 0, 0, 0, processes=2)]
+    assert scaling.predict(rows, rows[2]) == pytest.approx(1e6 * 3 / 117)
+    assert scaling.predict(rows, rows[3], all_reduce_us=15) == pytest.approx(1e6 * 6 / 120)
 
 
 def test_its_tables_are_those_that_were_measured(scaling):
