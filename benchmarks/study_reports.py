@@ -407,7 +407,7 @@ def draw_estimators(names, table):
         ncols=2,
         frameon=False,
         title_fontsize=9,
-        title="left: median and range over seeds, at 0.001 what is less; right: a dot for each seed, a bar at the median",
+        title="left: median and range over seeds, 0.001 at least; right: a dot for each seed, a bar at the median",
     )
     return figure
 
