@@ -93,20 +93,25 @@ def differences(table, setting):
 
 
 def sentence_variance(table):
-    plain, learned = (table.last(name, "episodes_to_195") for name in ("reinforce", "reinforce_baseline"))
-    verdict = against("the latter", "the former", late_if_never(learned), late_if_never(plain), "slower", "faster")
+    names = ("returns as they are", "returns normalised", "learned baseline")
+    episodes = {name: table.last(name, "episodes_to_195") for name in names}
+    rows = ", ".join(f"with {name} {spread(episodes[name])}" for name in names)
+    late = [late_if_never(episodes[name]) for name in names]
+    verdicts = [
+        against("the baseline", other, late[2], late[k], "slower", "faster")
+        for k, other in enumerate(("none", "normalising"))
+    ]
     curves = {
-        name: [y for _, y in table.curves("reinforce_baseline", f"gradient_variance_{name}")]
+        name: [y for _, y in table.curves("learned baseline", f"gradient_variance_{name}")]
         for name in ("none", "constant", "learned")
     }
     # The median over seeds at each stage of training
     ratio = {name: np.median(np.array(curves[name]) / np.array(curves["learned"]), 0) for name in ("none", "constant")}
     return (
-        f"Episodes until 100 of them average 195: REINFORCE {spread(plain)}, with a learned baseline {spread(learned)}"
-        f" (median, smallest to largest of {len(plain)} seeds; {verdict}); the gradient's variance"
-        f" without a baseline is {ratio['none'].min():.1f} to {ratio['none'].max():.1f} times that with the learned"
-        f" one, by stage of training (the literature: up to 10), and with a constant baseline"
-        f" {ratio['constant'].min():.1f} to {ratio['constant'].max():.1f} times."
+        f"REINFORCE's episodes until 100 of them average 195, median (smallest to largest) of {len(late[0])} seeds,"
+        f" {rows} ({'; '.join(verdicts)}); the gradient's variance without a baseline is {ratio['none'].min():.1f} to"
+        f" {ratio['none'].max():.1f} times that with the learned one, by stage of training (the literature: up to 10),"
+        f" and with a constant baseline {ratio['constant'].min():.1f} to {ratio['constant'].max():.1f} times."
     )
 
 
@@ -343,10 +348,11 @@ def draw_variance(names, table):
         curves = table.curves(setting, "mean_of_100")
         for x, y in curves:
             axes[0].plot(x, y, color=COLOURS[style], alpha=0.25, linewidth=0.8)
-        label = "REINFORCE" if setting == "reinforce" else "with a learned baseline"
-        band(axes[0], curves, f"{label}; thin: each seed", style)
+        band(axes[0], curves, setting, style)
     axes[0].axhline(195, color="black", linewidth=0.8)
-    axes[0].set(xlabel="episodes", ylabel="mean return of 100 episodes", title="CartPole-v1; 195 is marked")
+    axes[0].set(
+        xlabel="episodes", ylabel="mean return of 100 episodes", title="REINFORCE on CartPole-v1; thin: each seed"
+    )
     for style, (name, label) in enumerate(
         {"none": "no baseline", "constant": "mean return", "learned": "learned V(s)"}.items()
     ):

@@ -11,6 +11,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -413,8 +414,9 @@ def off_policy(script, flags="", *hooks, tags=(RETURN,)):
 STUDIES = {
     "variance": Study(
         {
-            "reinforce": Setting("reinforce", hooks=(count_episodes,)),
-            "reinforce_baseline": Setting(
+            "returns as they are": Setting("reinforce", "--no-norm-returns", (count_episodes,)),
+            "returns normalised": Setting("reinforce", hooks=(count_episodes,)),
+            "learned baseline": Setting(
                 "reinforce_baseline",
                 hooks=(count_episodes, at((0, 0.05, 0.1, 0.2, 0.4, 0.7, 1), gradient_variances)),
             ),
@@ -531,4 +533,5 @@ def run(study, name, seed, flags, folder):
     if setting.solved is not None:
         step = common.solved_at(run_folder, setting.solved)
         notes["solved"] = [setting.solved], [math.nan if step is None else step]
+    notes["cpu_seconds"] = [], [time.process_time()]
     Path("notes.json").write_text(json.dumps(notes))

@@ -171,7 +171,7 @@ def test_a_look_changes_nothing_in_the_run(folder, monkeypatch):
         torch.randn(100)
 
     monkeypatch.setattr(a2c.Run, "tick", a2c.Run.tick)
-    study_runs.at((1, 0.1, 0.5, 0.55), look)(a2c, {})
+    study_runs.at((1, 0.05, 0.1, 0.5, 0.55), look)(a2c, {})
     looked_at, _ = train("a2c", *flags)
     assert looks == [16, 80, 96, 160]
     close(list(plain.parameters()), list(looked_at.parameters()), rtol=0, atol=0)
@@ -315,11 +315,16 @@ def test_the_sentence_of_the_baseline_follows_its_numbers():
         return {"episodes_to_195": [[x] for x in episodes]} | named
 
     table = table_of(
-        reinforce=runs([300, 400]), reinforce_baseline=runs([100, 200], none=[8, 30], constant=[4, 2], learned=[4, 2])
+        **{
+            "returns as they are": runs([300, 400]),
+            "returns normalised": runs([100, 200]),
+            "learned baseline": runs([100, 200], none=[8, 30], constant=[4, 2], learned=[4, 2]),
+        }
     )
     text = study_reports.sentence("variance", table)
-    assert "REINFORCE 350 (300 to 400), with a learned baseline 150 (100 to 200)" in text
-    assert "the latter is faster than the former" in text
+    assert "with returns as they are 350 (300 to 400)" in text
+    assert "with learned baseline 150 (100 to 200)" in text
+    assert "(the baseline is faster than none; the baseline and normalising are not told apart)" in text
     assert "2.0 to 15.0 times that with the learned one" in text
     assert "with a constant baseline 1.0 to 1.0 times" in text
 
@@ -369,7 +374,7 @@ def test_a_setting_becomes_rows_and_a_figure(folder):
         reader = csv.DictReader(file)
         rows = {row["quantity"]: row for row in reader}
     assert tuple(reader.fieldnames) == studies.COLUMNS
-    assert rows.keys() == {"predicted", "collected", "episodic_return", "eval_return"}
+    assert rows.keys() == {"predicted", "collected", "episodic_return", "eval_return", "cpu_seconds"}
     assert rows["predicted"]["x"] == "20 40 60 80 100 120 140 160"
     assert all(float(y) < -100 for y in rows["collected"]["y"].split())
     for row in rows.values():
