@@ -26,7 +26,7 @@ def value_iteration(gamma):
         new = np.zeros_like(value)
         for cell in range(GOAL):
             steps = [move(cell, action) for action in range(len(MOVES))]
-            new[cell] = max(reward + gamma * (not terminated) * value[after] for after, reward, terminated in steps)
+            new[cell] = max(reward + gamma * value[after] for after, reward, _ in steps)
         change, value = np.abs(new - value).max(), new
     return value.reshape(SIZE, SIZE)
 

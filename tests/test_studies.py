@@ -192,7 +192,7 @@ def test_what_is_changed_of_a_script():
     close(module.q_target(torch.tensor([[5.0], [1.0]]), torch.tensor([2.0]), 0, 0), torch.tensor([7.0]))
     study_runs.returns_of_n_steps(1)(module, {})
     # 1 + 0.5 * 2 - 4 = -2, whatever lambda is
-    close(module.gae(column(1.0, 1), column(4.0, 2, 2), *[torch.zeros(2, 1)] * 2, 0.5, 0.9)[0], torch.tensor([-2.0]))
+    close(module.gae(column(1.0, 1), column(4.0, 2, 6), *[torch.zeros(2, 1)] * 2, 0.5, 0.9)[0], torch.tensor([-2.0]))
 
 
 def test_episodes_are_counted_until_the_last_hundred_are_good(monkeypatch):
@@ -220,11 +220,12 @@ def test_the_divergence_is_of_the_policies_before_and_after_an_update(rate, fold
     assert all(value > 1e-6 if rate else abs(value) < 1e-8 for value in values)
 
 
-def test_estimates_of_a_critic_that_knows_nothing(monkeypatch):
+@pytest.mark.parametrize(("env_id", "chance"), [("CartPole-v1", 0.0), ("Pendulum-v1", 2e-5)])
+def test_estimates_of_a_critic_that_knows_nothing(env_id, chance, monkeypatch):
     """All values 0: n steps miss the rest of the return, less the more they are, and the whole rollout misses least."""
     for name, size in (("STATES", 6), ("PATHS", 16), ("HORIZON", 300)):
         monkeypatch.setattr(study_runs, name, size)
-    args = a2c.Args(num_steps=128, hidden_size=8)
+    args = a2c.Args(env_id=env_id, num_steps=128, hidden_size=8)
     torch.manual_seed(0)
     agent = a2c.Agent(a2c.make_envs(args, 1), args)
     torch.nn.init.zeros_(agent.critic[0][-1].weight)
@@ -232,10 +233,11 @@ def test_estimates_of_a_critic_that_knows_nothing(monkeypatch):
     study_runs.estimators(a2c, SimpleNamespace(parts={"agent": agent}, args=args, step=0), notes)
     bias, variance = (dict(zip(*notes[name], strict=True)) for name in ("squared_bias", "variance"))
     assert bias["n=1"] > bias["n=5"] > bias["n=16"] > bias["n=128"]
-    assert variance["n=1"] == 0  # the first reward is 1
+    # CartPole's first reward is 1; Pendulum's has but the cost of the torque to vary by, 0.001 of 0 to 4.
+    assert variance["n=1"] <= chance
     for x, y in (("n=1", "lambda=0"), ("n=128", "lambda=1")):
-        assert bias[x] == pytest.approx(bias[y], abs=1e-3)
-        assert variance[x] == pytest.approx(variance[y])
+        assert bias[x] == pytest.approx(bias[y], rel=1e-4, abs=1e-3)
+        assert variance[x] == pytest.approx(variance[y], rel=1e-4)
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.99])
