@@ -262,7 +262,8 @@ def sentence_pictures(table):
     middle, scripts = GRID // 2, [name for name in table.seeds if name != "gridworld"]
     values, torques = zip(*(pendulum_pictures(table, script) for script in scripts), strict=True)
     rows = ", ".join(
-        f"{script} {number(value[middle, middle])} and {number(value[middle, 0])}"
+        f"{script.upper()} {number(value[middle, middle])} and {number(value[middle, 0])}"
+        f" (its final return: {number(table.last(script, 'eval_return')[0])})"
         for script, value in zip(scripts, values, strict=True)
     )
     pushes = np.sign(torques)
@@ -270,7 +271,7 @@ def sentence_pictures(table):
     best, snapshots = value_iteration(0.99), grid_snapshots(table)
     errors = [f"{value_error(value, best):.2f} after {step} steps" for step, (value, _) in snapshots.items()]
     return (
-        f"Upright and hanging at rest {PENDULUM} is worth, by each discount of its own, {rows}, and the {len(scripts)}"
+        f"Upright at rest and hanging {PENDULUM} is worth, each by its own discount, {rows}, and the {len(scripts)}"
         f" policies push the same way in {agree:.0f} % of the states; in the gridworld A2C's values are off those of"
         f" the best policy by {', '.join(errors)} in the mean."
     )
@@ -527,6 +528,7 @@ def draw_pictures(names, table):
         grid = above.subplots(2, len(scripts), sharex=True, sharey=True, squeeze=False)
         for column, script in zip(grid.T, scripts, strict=True):
             value, torque = pendulum_pictures(table, script)
+            score = table.last(script, "eval_return")[0]
             box = {"extent": (-180, 180, -8, 8), "origin": "lower", "aspect": "auto"}
             pictures = (
                 column[0].imshow(value, cmap="viridis", **box),
@@ -534,7 +536,9 @@ def draw_pictures(names, table):
             )
             column[0].set_title(f"{script.upper()}: value")
             column[1].set(
-                title=f"{script.upper()}: torque", xlabel="angle (degrees; 0 is up)", xticks=(-180, -90, 0, 90, 180)
+                title=f"{script.upper()}: torque (scores {number(score)})",
+                xlabel="angle (degrees; 0 is up)",
+                xticks=(-180, -90, 0, 90, 180),
             )
             for axis, picture, label in zip(column, pictures, ("discounted return", "N m"), strict=True):
                 above.colorbar(picture, ax=axis, label=label if script == scripts[-1] else None)
@@ -554,7 +558,18 @@ def draw_pictures(names, table):
                 row, column = np.divmod(np.arange(GOAL), SIZE)
                 right = np.array([0, 1, 0, -1])[action.flat[:GOAL].astype(int)]
                 up = np.array([1, 0, -1, 0])[action.flat[:GOAL].astype(int)]
-                axis.quiver(column, row, right, up, color="white", scale=16, width=0.008, headwidth=5, pivot="mid")
+                axis.quiver(
+                    column,
+                    row,
+                    right,
+                    up,
+                    color="white",
+                    scale=16,
+                    width=0.008,
+                    headwidth=5,
+                    pivot="mid",
+                    rasterized=True,
+                )
             axis.plot(SIZE - 1, SIZE - 1, "*", color=COLOURS[1], markersize=9)
             axis.set(title=title, xticks=(), yticks=())
         below.colorbar(picture, ax=list(axes), label="value", extend="both")

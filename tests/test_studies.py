@@ -390,10 +390,15 @@ def test_a_setting_becomes_rows_and_a_figure(folder):
     assert [Path(f"out/study_overestimation.{ending}").read_bytes() for ending in ("svg", "png")] == before
 
 
-def test_a_run_that_fails_is_named(folder):
-    done = command("overestimation", "--settings", "td3", "--out", "out", "--seeds", "4", "--", "--gamma", "3")
+def test_a_run_that_fails_is_named_and_the_others_go_on(folder):
+    """DDPG has no flag for a delay."""
+    words = ["overestimation", "--settings", "ddpg", "td3", "--out", "out", "--seeds", "4"]
+    done = command(*words, "--", *TINY, "--policy-frequency", "1")
     assert done.returncode == 1
-    assert "td3, seed 4 failed: td3.py: error: --gamma 3.0 is not from 0 to 1" in done.stderr
+    assert "ddpg, seed 4 failed: ddpg.py: error:" in done.stderr
+    assert "policy-frequency" in done.stderr
+    assert "\ntd3,td3.py," in Path("out/study_overestimation.csv").read_text()
+    assert Path("out/study_overestimation.svg").exists()
 
 
 def committed():
