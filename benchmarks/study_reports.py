@@ -3,8 +3,7 @@
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from gridworld import GOAL, SIZE, value_iteration
-from study_runs import ESTIMATORS, GRID
+from study_runs import ESTIMATORS, GRID, gridworld
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that white paper swallows
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -243,19 +242,19 @@ def pendulum_pictures(table, script):
 
 
 def grid_snapshots(table):
-    """{step: (values, actions)} of the gridworld, (SIZE, SIZE) each."""
+    """{step: (values, actions)} of the gridworld, (gridworld.SIZE, gridworld.SIZE) each."""
     found = {}
     for setting, quantity, seed in table.cells:
         if setting == "gridworld" and quantity.startswith("value at "):
             step = int(quantity.removeprefix("value at "))
             pair = (table.cells[setting, f"{name} at {step}", seed][1] for name in ("value", "action"))
-            found[step] = [x.reshape(SIZE, SIZE) for x in pair]
+            found[step] = [x.reshape(gridworld.SIZE, gridworld.SIZE) for x in pair]
     return dict(sorted(found.items()))
 
 
 def value_error(value, best):
     """Mean distance of a gridworld's values from the best ones, over the cells that are not the goal."""
-    return float(np.abs(value - best).flat[:GOAL].mean())
+    return float(np.abs(value - best).flat[: gridworld.GOAL].mean())
 
 
 def sentence_pictures(table):
@@ -268,7 +267,7 @@ def sentence_pictures(table):
     )
     pushes = np.sign(torques)
     agree = 100 * (pushes == pushes[0]).all(0).mean()
-    best, snapshots = value_iteration(0.99), grid_snapshots(table)
+    best, snapshots = gridworld.value_iteration(0.99), grid_snapshots(table)
     errors = [f"{value_error(value, best):.2f} after {step} steps" for step, (value, _) in snapshots.items()]
     return (
         f"Upright at rest and hanging {PENDULUM} is worth, each by its own discount, {rows}, and the {len(scripts)}"
@@ -547,17 +546,17 @@ def draw_pictures(names, table):
         above.suptitle("Pendulum-v1")
     snapshots = grid_snapshots(table)
     if snapshots:
-        best = value_iteration(0.99)
+        best = gridworld.value_iteration(0.99)
         axes = below.subplots(1, len(snapshots) + 1)
         shown = {f"{step} steps": pair for step, pair in snapshots.items()} | {"the best policy": (best, None)}
         for axis, (title, (value, action)) in zip(axes, shown.items(), strict=True):
             value = value.copy()
-            value.flat[GOAL] = np.nan
+            value.flat[gridworld.GOAL] = np.nan
             picture = axis.imshow(value, cmap="viridis", vmin=-0.5, vmax=1)
             if action is not None:
-                row, column = np.divmod(np.arange(GOAL), SIZE)
-                right = np.array([0, 1, 0, -1])[action.flat[:GOAL].astype(int)]
-                up = np.array([1, 0, -1, 0])[action.flat[:GOAL].astype(int)]
+                row, column = np.divmod(np.arange(gridworld.GOAL), gridworld.SIZE)
+                right = np.array([0, 1, 0, -1])[action.flat[: gridworld.GOAL].astype(int)]
+                up = np.array([1, 0, -1, 0])[action.flat[: gridworld.GOAL].astype(int)]
                 axis.quiver(
                     column,
                     row,
@@ -570,7 +569,7 @@ def draw_pictures(names, table):
                     pivot="mid",
                     rasterized=True,
                 )
-            axis.plot(SIZE - 1, SIZE - 1, "*", color=COLOURS[1], markersize=9)
+            axis.plot(gridworld.SIZE - 1, gridworld.SIZE - 1, "*", color=COLOURS[1], markersize=9)
             axis.set(title=title, xticks=(), yticks=())
         below.colorbar(picture, ax=list(axes), label="value", extend="both")
         below.suptitle("A2C in a gridworld: V(s) and the likeliest action as it learns; star: goal, +1; a step: -0.01")

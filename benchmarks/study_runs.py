@@ -22,9 +22,8 @@ from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
 sys.path.insert(0, str(common.ROOT))
-import gridworld
-
 import a2c
+from benchmarks import gridworld
 
 POINTS = 40  # a curve keeps the means of so many equal parts of its run
 STATES, PATHS, HORIZON = 64, 128, 1000  # of Monte-Carlo returns: what gamma 0.99 leaves of step 1000 is 4e-5

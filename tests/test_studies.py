@@ -17,7 +17,6 @@ from harness import ROOT, environment, train
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import gridworld
 import studies
 import study_reports
 import study_runs
@@ -25,6 +24,7 @@ from study_runs import STUDIES, bias_and_variance, discounted, n_step, simulate,
 
 import a2c
 import reinforce_baseline
+from benchmarks import gridworld
 
 close = torch.testing.assert_close
 FIGURES = ROOT / "benchmarks" / "figures"
