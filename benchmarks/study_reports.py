@@ -459,6 +459,7 @@ def draw_overestimation(names, table):
         band(axes[-1], differences(table, setting), f"{setting.upper()}, difference", style + 2)
     axes[-1].axhline(0, color="black", linewidth=0.8)
     axes[-1].set(xlabel="environment steps", ylabel="discounted return", title="predicted less collected")
+    axes[-1].set_yscale("symlog", linthresh=20)
     handles = [axis.get_legend_handles_labels() for axis in (axes[0], axes[-1])]
     figure.legend(
         handles[0][0] + handles[1][0],
@@ -480,6 +481,7 @@ def draw_fixes(names, table):
         band(axes[1], differences(table, setting), setting, style)
     axes[1].axhline(0, color="black", linewidth=0.8)
     axes[1].set(xlabel="environment steps", ylabel="discounted return", title="predicted less collected")
+    axes[1].set_yscale("symlog", linthresh=20)
     dots(
         axes[2], {name: table.last(name, "eval_return") for name in names}, "return", "at the end, a dot for each seed"
     )
