@@ -455,7 +455,7 @@ STUDIES = {
                 (divergence_per_rollout,),
                 (RETURN, ENTROPY),
             )
-            for rate in (0.003, 0.03)
+            for rate in (0.003, 0.03, 0.1)
         },
         "1-5",
     ),
