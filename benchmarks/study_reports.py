@@ -80,9 +80,9 @@ def against(one, other, a, b, more="better", less="worse"):
     return f"{one} is {more if share >= SURE else less} than {other}"
 
 
-def gaps(table, setting):
-    """Predicted less collected, the mean over the second half of the run, of each seed -> (seeds,)"""
-    return np.array([gap[len(gap) // 2 :].mean() for _, gap in differences(table, setting)])
+def gaps(table, setting, whole=False):
+    """Predicted less collected, the mean over the second half of the run, or the whole, of each seed -> (seeds,)"""
+    return np.array([gap[0 if whole else len(gap) // 2 :].mean() for _, gap in differences(table, setting)])
 
 
 def differences(table, setting):
@@ -237,16 +237,18 @@ def sentence_temperature(table):
 
 
 def sentence_truncation(table):
-    parts = []
+    parts, kinds = [], ("bootstrapped", "as a death")
     for env in (PENDULUM, CAR):
-        right, wrong = (table.last(f"{env}, {name}", "eval_return") for name in ("bootstrapped", "as a death"))
+        right, wrong = (over_training(table, f"{env}, {kind}") for kind in kinds)
+        ends = " and ".join(spread(table.last(f"{env}, {kind}", "eval_return")) for kind in kinds)
         verdict = against("a death", "a bootstrap", wrong, right)
-        parts.append(f"on {env} {spread(right)} and {spread(wrong)} ({verdict})")
-    right, wrong = (gaps(table, f"{PENDULUM}, {name}") for name in ("bootstrapped", "as a death"))
+        parts.append(f"on {env} {spread(right)} and {spread(wrong)} ({verdict}), at the end {ends}")
+    right, wrong = (gaps(table, f"{PENDULUM}, {kind}", whole=True) for kind in kinds)
     verdict = against("the latter", "the former", wrong, right, "higher", "lower")
     return (
-        f"PPO's final return, its time limits bootstrapped and taken for deaths, {', '.join(parts)}; its value less"
-        f" what is collected on {PENDULUM} is {spread(right)} and {spread(wrong)} ({verdict})."
+        f"PPO's mean return over training, its time limits bootstrapped and taken for deaths, {'; '.join(parts)}; its"
+        f" value less what is collected on {PENDULUM} is, over training, {spread(right)} and {spread(wrong)}"
+        f" ({verdict})."
     )
 
 
