@@ -226,13 +226,14 @@ def sentence_fixes(table):
 
 def sentence_temperature(table):
     scores = {name: table.last(name, "eval_return") for name in table.seeds}
-    rows = ", ".join(f"{name}: {spread(scores[name])}" for name in scores)
-    verdicts = ", ".join(
-        against(name, "learned", scores[name], scores["learned"]) for name in scores if name != "learned"
+    rows = ", ".join(
+        f"{name}: {spread(scores[name])} and {spread(table.last(name, 'entropy'))} nats" for name in scores
     )
+    others = [name for name in scores if name != "learned"]
+    verdicts = ", ".join(against(name, "learned", scores[name], scores["learned"]) for name in others)
     return (
-        f"SAC's final return on {PENDULUM} by temperature, {rows} ({verdicts}); the learned one ends at"
-        f" {spread(table.last('learned', 'alpha'))}."
+        f"SAC's final return on {PENDULUM} and its entropy by temperature, {rows} (by return {verdicts}); the learned one"
+        f" ends at {spread(table.last('learned', 'alpha'))}."
     )
 
 
