@@ -106,9 +106,11 @@ def machine():
 
 
 def origin():
-    """The columns of the command and its commit; a change outside benchmarks/results/ makes the commit '-dirty'."""
+    """The columns of the command and its commit; a change outside of results and figures makes the commit '-dirty'."""
     commit = git("rev-parse", "--short", "HEAD") or "unknown"
-    dirty = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    dirty = git(
+        "status", "--porcelain", "--", ".", *(f":(exclude)benchmarks/{name}" for name in ("results", "figures"))
+    )
     words = [word.replace(f"{ROOT}{os.sep}", "") for word in sys.argv[1:]]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     return {"commit": commit + ("-dirty" if dirty else ""), "command": command}
