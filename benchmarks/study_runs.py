@@ -379,8 +379,8 @@ PPO_CAR = (
     " --update-epochs 10 --gamma 0.999 --learning-rate 3e-4 --ent-coef 0.01 --norm-obs --norm-reward"
 )
 A2C_PENDULUM = (
-    "--env-id Pendulum-v1 --total-timesteps 1000000 --num-envs 8 --num-steps 8 --gamma 0.9 --gae-lambda 0.9"
-    " --learning-rate 7e-4 --norm-obs --norm-reward"
+    "--env-id Pendulum-v1 --total-timesteps 1000000 --num-envs 8 --gamma 0.95 --gae-lambda 0.95 --norm-adv"
+    " --learning-rate 2e-3 --norm-reward"
 )
 GRIDWORLD = "--env-id benchmarks.gridworld:Gridworld-v0"
 
