@@ -232,8 +232,8 @@ def sentence_temperature(table):
     others = [name for name in scores if name != "learned"]
     verdicts = ", ".join(against(name, "learned", scores[name], scores["learned"]) for name in others)
     return (
-        f"SAC's final return on {PENDULUM} and its entropy by temperature, {rows} (by return {verdicts}); the learned one"
-        f" ends at {spread(table.last('learned', 'alpha'))}."
+        f"SAC's final return on {PENDULUM} and its entropy by temperature, {rows} (by return {verdicts}); the learned"
+        f" one ends at {spread(table.last('learned', 'alpha'))}."
     )
 
 
