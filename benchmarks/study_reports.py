@@ -455,7 +455,16 @@ def draw_clipping(names, table):
     )
     over_steps(axes[0][1], table, ppo, "clipfrac", "share of the samples", "PPO: beyond the clip range")
     over_steps(axes[0][2], table, ppo, "episodic_return", "return", "PPO: training episodes")
-    over_steps(axes[1][0], table, a2c, "divergence", "KL divergence (nats)", "A2C: what an update moves", yscale="log")
+    over_steps(
+        axes[1][0],
+        table,
+        a2c,
+        "divergence",
+        "KL divergence (nats)",
+        "A2C: what an update moves",
+        yscale="log",
+        ylim=(1e-7, 3),
+    )
     over_steps(axes[1][1], table, a2c, "entropy", "nats", "A2C: entropy of the policy")
     over_steps(axes[1][2], table, a2c, "episodic_return", "return", "A2C: training episodes")
     for row in axes:
