@@ -1,5 +1,7 @@
 """What a study's table says: a figure, and a sentence whose words follow from the numbers."""
 
+import textwrap
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -356,7 +358,8 @@ def dots(axis, columns, ylabel, title):
         if len(values):
             axis.plot([k - 0.3, k + 0.3], [np.median(values)] * 2, color=COLOURS[1], linewidth=2)
     axis.set(ylabel=ylabel, title=title)
-    axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    names = [textwrap.fill(name, 16) for name in columns]
+    axis.set_xticks(range(len(columns)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
 
 
 def draw_variance(names, table):
