@@ -12,6 +12,7 @@ import re
 import shlex
 import statistics
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -334,10 +335,19 @@ def normalise(scores, env, peers):
 
 
 def groups_of(cells, peers):
-    """{group: {name: {environment: rows}}}, of those that were run in every environment of the group that was run."""
+    """{group: {name: {environment: rows}}}, of those that were run in every environment of the group that was run.
+
+    What has fewer than half of the seeds of the group's largest cell counts as not run: one seed would be the n of all.
+    """
+    most = Counter()
+    for (env, _), rows in cells.items():
+        group = peers[env]["group"]
+        most[group] = max(most[group], len(rows))
     groups = {}
     for (env, name), rows in cells.items():
-        groups.setdefault(peers[env]["group"], {}).setdefault(name, {})[env] = rows
+        group = peers[env]["group"]
+        if 2 * len(rows) >= most[group]:
+            groups.setdefault(group, {}).setdefault(name, {})[env] = rows
     for group, names in groups.items():
         every = {env for rows in names.values() for env in rows}
         groups[group] = {name: rows for name, rows in names.items() if set(rows) == every}

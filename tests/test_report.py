@@ -198,6 +198,15 @@ def test_scores_of_a_group_are_of_scripts_that_have_all_of_it(report):
     assert at.tolist() == [-7.0, 12.5, 25.0, 50.0]
 
 
+def test_a_cell_with_few_seeds_is_left_out_of_its_group(report):
+    peers = report.read_toml("--peers", Path("peers.toml"))
+    left = [row(seed=seed) for seed in range(1, 6)]
+    for right, envs in ((2, {"Left-v1"}), (3, {"Left-v1", "Right-v1"})):
+        write(report, *left, *[row(env="Right-v1", flags="", seed=seed) for seed in range(1, right + 1)])
+        measured = {cell: rows for cell, rows in cells(report).items() if rows}
+        assert set(report.groups_of(measured, peers)["all"]["ppo"]) == envs
+
+
 @pytest.mark.parametrize(
     ("broken", "flags", "said"),
     [
