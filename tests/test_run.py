@@ -474,7 +474,7 @@ def test_rows_and_curves_of_stable_baselines(algorithm, flags, suite):
 
 def test_a_stable_baselines_run_that_was_stopped_begins_again(suite):
     pytest.importorskip("stable_baselines3")
-    Path("suite.toml").write_text('[Pendulum-v1]\n"benchmarks/sb3" = "--total-timesteps 30000 --eval-episodes 2"\n')
+    Path("suite.toml").write_text('[Pendulum-v1]\n"benchmarks/sb3" = "--total-timesteps 12000 --eval-episodes 2"\n')
     process = start("--seeds", 1)
     wait_for(lambda: list(Path("work").glob("*/runs/*/events*")))
     process.terminate()
