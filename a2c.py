@@ -536,19 +536,20 @@ class Run:
         if self.rank == 0:
             state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds, "others": of_ranks[1:]}
             state["args"] = vars(self.args) | {"resume": "", "evaluate": ""}
-            content, temporary = io.BytesIO(), self.folder / "checkpoint.tmp"
-            torch.save(state | of_ranks[0], content)
+            temporary = self.folder / "checkpoint.tmp"
             try:
-                with open(temporary, "wb") as file:
-                    file.write(content.getbuffer())
-                    file.write(hashlib.sha256(content.getbuffer()).digest())
+                with open(temporary, "w+b") as file:  # not put together in memory, which a replay buffer may fill
+                    torch.save(state | of_ranks[0], file)
+                    file.seek(0)
+                    file.write(hashlib.file_digest(file, "sha256").digest())
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, self.folder / "checkpoint.pt")
                 self.writer.flush()
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # torch.save makes the latter of the former
+                reason = error if isinstance(error, OSError) else error.__context__ or error
                 temporary.unlink(missing_ok=True)
-                refuse(True, f"cannot save at step {self.step}: {error}; {self.folder} keeps the last checkpoint")
+                refuse(True, f"cannot save at step {self.step}: {reason}; {self.folder} keeps the last checkpoint")
 
     def finish(self):
         """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""

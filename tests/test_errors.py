@@ -6,6 +6,7 @@ import pickle
 import re
 import resource
 import shutil
+import tracemalloc
 import zipfile
 from dataclasses import fields
 from importlib import import_module
@@ -402,3 +403,22 @@ def test_a_full_disk_keeps_the_last_checkpoint(script, folder):
     assert not list(whole.folder.glob("*.tmp"))
     _, result = train(script, "--resume", whole.folder, "--total-timesteps", total)
     assert result.steps == total
+
+
+def test_a_checkpoint_is_not_put_together_in_memory(folder, monkeypatch):
+    """What Python allocates while some 6 MB are saved; a replay buffer may be as large as the memory."""
+    module, peaks = import_module("ppo"), []
+    save = module.Run.save
+
+    def watched(run):
+        tracemalloc.start()
+        save(run)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    monkeypatch.setattr(module.Run, "save", watched)
+    flags = ("--env-id", SCRIPTS["ppo"].env_ids[0], *SCRIPTS["ppo"].short, "--hidden-size", 512)
+    _, result = train("ppo", *flags, "--total-timesteps", SCRIPTS["ppo"].period)
+    size = (result.folder / "checkpoint.pt").stat().st_size
+    assert size > 5e6
+    assert max(peaks) < size / 5

@@ -399,6 +399,17 @@ def test_a_saved_buffer_goes_on_in_one_of_any_size(script, count, size):
     assert rewards(buffer) == {100, *range(count - kept + 1, count)}
 
 
+@EACH_SCRIPT
+def test_a_full_buffer_is_saved_without_a_copy_and_a_part_of_one_as_that_part(script):
+    module, args, _ = make(script)
+    buffer = module.ReplayBuffer(5, module.make_envs(args, 1), torch.device("cpu"))
+    rows = torch.randn(3, sum(buffer.widths)).split(buffer.widths, 1)
+    buffer.add(*rows)
+    assert len(buffer.state_dict()["rows"].untyped_storage()) == 3 * 11 * 4
+    buffer.add(*rows)
+    assert buffer.state_dict()["rows"].data_ptr() == buffer.rows.data_ptr()
+
+
 def test_what_a_full_memory_refuses_names_the_size(monkeypatch):
     """3 transitions of 11 numbers of 4 bytes fit into 132 free bytes, and 4 do not."""
     module, args, _ = make("td3")
