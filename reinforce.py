@@ -54,6 +54,7 @@ class Args:
     norm_returns: bool = True  # returns to mean 0 and deviation 1 in each batch: constants of it, no baseline V(s)
     norm_obs: bool = False  # observations to mean 0 and deviation 1, by running statistics
     norm_reward: bool = False  # rewards divided by the running deviation of the discounted return
+    initial_std: float = 1.0  # deviation that the actions of a Box, -1 to 1, begin with; it is learned
     hidden_size: int = 64  # units in each of the two hidden layers
     seed: int = 1  # the same seed and flags give the same bits on a CPU
     device: str = "auto"  # where networks and data live: cpu, cuda, mps, or auto, which takes a GPU if there is one
@@ -84,7 +85,7 @@ class Agent(nn.Module):
         obs_dim, size = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
         discrete = isinstance(envs.single_action_space, Discrete)
         self.actor = mlp(obs_dim, args.hidden_size, size, gain=0.01)
-        self.log_std = None if discrete else nn.Parameter(torch.zeros(size))
+        self.log_std = None if discrete else nn.Parameter(torch.full((size,), math.log(args.initial_std)))
         self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
 
     def log_prob(self, obs, action):
@@ -256,7 +257,8 @@ def parse_args():
         refuse(end.code, words.removeprefix(f"{SCRIPT}.py: error: "))
         raise
     for name, value in vars(args).items():
-        low = 1 if type(value) is int and name not in ("seed", "learning_starts") else 0
+        low = 1 if type(value) is int else 0
+        low = {"seed": 0, "learning_starts": 0, "initial_std": 1e-3}.get(name, low)
         high = 2**62 if type(value) is int else 1e100
         high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "num_threads": 1024}.get(name, high)
         bad = not isinstance(value, str) and not low <= value <= high

@@ -310,7 +310,8 @@ def parse_args():
         refuse(end.code, words.removeprefix(f"{SCRIPT}.py: error: "))
         raise
     for name, value in vars(args).items():
-        low = 1 if type(value) is int and name not in ("seed", "learning_starts") else 0
+        low = 1 if type(value) is int else 0
+        low = {"seed": 0, "learning_starts": 0, "initial_std": 1e-3}.get(name, low)
         high = 2**62 if type(value) is int else 1e100
         high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "num_threads": 1024}.get(name, high)
         bad = not isinstance(value, str) and not low <= value <= high

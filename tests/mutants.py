@@ -179,6 +179,12 @@ MUTATIONS = [
         "z = (action - output) / self.log_std.exp()",
         "z = (action - output) / self.log_std.exp() ** 2",
     ),
+    (
+        "Gaussian: it begins with the deviation for its logarithm",
+        ON_POLICY,
+        "math.log(args.initial_std)",
+        "args.initial_std",
+    ),
     ("Gaussian: half the constant", ON_POLICY, "math.log(2 * math.pi) / 2", "math.log(2 * math.pi) / 4"),
     ("Gaussian: the entropy of one dimension", ON_POLICY, "(constant + 0.5).sum()", "(constant + 0.5).mean()"),
     (

@@ -27,7 +27,7 @@ FAMILY_FLAGS = "env_id hidden_size num_threads"  # the defaults are the family's
 REPLAY_FLAGS = "total_timesteps num_envs tau buffer_size batch_size learning_starts utd"
 SHARED = [
     *[(f"Args.{name}", SCRIPTS) for name in RUNNING_FLAGS.split()],
-    *[(f"Args.{name}", ON_POLICY) for name in f"{FAMILY_FLAGS} anneal_lr norm_obs norm_reward".split()],
+    *[(f"Args.{name}", ON_POLICY) for name in f"{FAMILY_FLAGS} anneal_lr norm_obs norm_reward initial_std".split()],
     *[(f"Args.{name}", OFF_POLICY) for name in f"{FAMILY_FLAGS} {REPLAY_FLAGS}".split()],
     *[(f"Args.{name}", ("a2c", "ppo")) for name in ("num_steps", "vf_coef", "max_grad_norm")],
     *[(f"Args.{name}", ("ddpg", "td3")) for name in ("learning_rate", "exploration_noise")],

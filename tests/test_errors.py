@@ -103,6 +103,7 @@ def test_every_number_is_in_its_range(script, folder):
             int: ["-1", "x", "1.5", "nan", *([] if field.name in ("seed", "learning_starts") else ["0"])],
             float: ["-0.1", "x", "nan", "inf", "-inf"] + ["1.01"] * (field.name in ("gamma", "gae_lambda", "tau")),
         }.get(field.type, [])
+        bad += ["0"] * (field.name == "initial_std")
         flag = f"--{field.name.replace('_', '-')}"
         for value in bad:
             assert_refused(end(script, flag, value), script, flag, value)

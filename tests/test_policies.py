@@ -55,6 +55,15 @@ def test_gaussian_log_probability_sums_over_the_action_dimensions(module):
     assert torch.equal(agent.act(obs, greedy=True), agent.actor(obs))
 
 
+def test_a_gaussian_begins_with_the_initial_deviation(module):
+    args = module.Args(env_id="probes:Spy-v0", initial_std=0.25)
+    torch.manual_seed(0)
+    agent, size = module.Agent(module.make_envs(args, 1), args), 20_000
+    close(agent.log_std, torch.full((3,), log(0.25)))
+    action = agent.act(torch.zeros(size, 3))
+    assert ((action.std(0) / 0.25 - 1).abs() < 4 / (2 * size) ** 0.5).all()
+
+
 def test_sampled_actions_follow_the_policy(module):
     """Relative frequencies of three actions, mean and deviation of a Gaussian: within four standard errors."""
     torch.manual_seed(0)
