@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["torch>=2.9", "gymnasium[classic-control]>=1.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"]
 # ///
 """A2C: advantage actor-critic, A3C in one process (Mnih et al. 2016, arXiv:1602.01783), with GAE (arXiv:1506.02438).

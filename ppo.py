@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["torch>=2.9", "gymnasium[classic-control]>=1.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"]
 # ///
 """PPO: proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), with GAE (2015, arXiv:1506.02438).

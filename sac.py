@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["torch>=2.9", "gymnasium[classic-control]>=1.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"]
 # ///
 """SAC: soft actor-critic with a learned temperature (Haarnoja et al. 2018, arXiv:1812.05905).

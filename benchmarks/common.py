@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import tyro
@@ -96,7 +96,7 @@ def cpu_model():
 
 def now():
     """Date and time, as the tables have them."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine():

@@ -12,6 +12,7 @@ import re
 import shlex
 import statistics
 import sys
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ import common
 import matplotlib
 import numpy as np
 import run
-import tomllib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter

@@ -22,13 +22,13 @@ import statistics
 import sys
 import threading
 import time
+import tomllib
 from concurrent import futures
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import common
-import tomllib
 from tqdm import tqdm
 
 COLUMNS = (

@@ -255,7 +255,7 @@ def test_anneal_lr(script, folder):
 
 
 # Flags of the algorithm: what all scripts of a family have, and each one's own.
-ON_POLICY = ["--gamma 0.5", "--norm-obs", "--norm-reward", "--no-anneal-lr"]
+ON_POLICY = ["--gamma 0.5", "--norm-obs", "--norm-reward", "--initial-std 0.5", "--no-anneal-lr"]
 A2C = [*ON_POLICY, "--gae-lambda 0.5", "--ent-coef 0.1", "--vf-coef 0.1", "--max-grad-norm 0.01"]
 REPLAY = ["--gamma 0.5", "--tau 0.5", "--buffer-size 3", "--batch-size 4", "--learning-starts 5", "--utd 2"]
 DDPG = [*REPLAY, "--learning-rate 0.01", "--exploration-noise 0.5"]
@@ -301,6 +301,8 @@ def test_copied_alone_with_its_metadata(script):
     """The inline metadata names what the file imports, so that a copy runs without this repository."""
     source = (ROOT / f"{script}.py").read_text()
     block = re.match(r"# /// script\n((?:# .*\n)+?)# ///\n", source)[1]
+    least = re.search(r'requires-python = ">=(.*)"', block)[1]  # hashlib.file_digest came with 3.11
+    assert f"Python {least} or newer" in (ROOT / "README.md").read_text()
     dependencies = set(re.findall(r'"([a-z]+)[^"]*"', block.split("dependencies")[1]))
     imports = set(re.findall(r"^(?:from|import) (\w+)", source, re.M)) - sys.stdlib_module_names
     assert imports - dependencies <= {"numpy"}  # which gymnasium brings

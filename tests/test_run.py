@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 import torch
 from harness import OFF_POLICY, ROOT, SCRIPTS, checkpoint, environment, last_line, parse, scalars, train
 from soak import grid_on_ray
