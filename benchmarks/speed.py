@@ -145,7 +145,7 @@ REPLAY_SOLVED = {
     "td3": PENDULUM | {"flags": ZOO_PENDULUM},
     "sac": PENDULUM | {"flags": {"policy": "MlpPolicy", "learning_rate": 1e-3}},
 }
-# Small networks learn Pendulum-v1 as soon; picked on seeds 1-3. The steps have room for 20 episodes after that
+# Small networks learn Pendulum-v1 too; picked on seeds 1-3. The steps have room for 20 episodes after that
 SMALL = "--hidden-size 64 --batch-size 128 --total-timesteps 10000"
 OURS_SOLVED = {"ddpg": SMALL, "td3": SMALL, "sac": f"{SMALL} --utd 0.5"}
 COMPARISONS = [
