@@ -309,13 +309,13 @@ def make_envs(args, num_envs, **kwargs):
     return envs if device else wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
 
 
-def evaluate(agent, args, episodes, seed, video=None):
+def evaluate(agent, args, episodes, seed, video=None, signals=()):
     """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,)."""
     envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
     envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0) if video else envs
     obs, returns, ended = envs.reset(seed=seed)[0], np.zeros(episodes), np.zeros(episodes, bool)
     weight = next(agent.parameters())
-    while not ended.all():
+    while not ended.all() and len(signals) < 2:  # who asks again does not wait for the end of episodes
         action = agent.act(torch.as_tensor(obs, dtype=weight.dtype, device=weight.device), greedy=True)
         obs, *rest, _ = envs.step(action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device))
         reward, terminated, truncated = (torch.as_tensor(x).cpu().numpy() for x in rest)
@@ -402,9 +402,9 @@ class Run:
         rows = max(args.num_envs * getattr(args, "num_steps", 1), getattr(args, "batch_size", 1), args.eval_episodes)
         sizes = f"--hidden-size {args.hidden_size} and {rows} observations"  # a layer's weights and outputs, some times
         check_memory(10 * args.hidden_size * (args.hidden_size + rows), self.device, sizes)
-        self.args, self.step, self.seconds, self.new_segment, self.signal = args, 0, 0.0, True, 0
+        self.args, self.step, self.seconds, self.new_segment, self.signals = args, 0, 0.0, True, []
         numbers = () if args.evaluate else (signal.SIGINT, signal.SIGTERM)  # the environments' processes inherit this
-        self.handlers = {n: signal.signal(n, lambda n, frame: setattr(self, "signal", n)) for n in numbers}
+        self.handlers = {n: signal.signal(n, lambda n, frame: self.signals.append(n)) for n in numbers}
 
     def start(self, envs, **parts):
         """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
@@ -485,7 +485,8 @@ class Run:
     def tick(self, metrics, optimizer):
         """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
         args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
-        stop = int(all_sum(torch.tensor(self.signal, device=self.device))) if self.ranks > 1 else self.signal
+        stop = len(self.signals)
+        stop = int(all_sum(torch.tensor(stop, device=self.device))) if self.ranks > 1 else stop
         save = ended or stop or self.step - self.saved >= args.checkpoint_every
         log = ended or self.step - self.logged >= args.total_timesteps / 500
         tags = {}
@@ -510,14 +511,15 @@ class Run:
             self.check_finite(weights.numpy(force=True), "a weight")
             self.save()
             if self.rank == 0 and not ended and not stop:
-                returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed)
-                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+                returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed, signals=self.signals)
+                if len(self.signals) < 2:
+                    self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
                 self.writer.flush()
         if stop:
             if self.rank == 0:
                 self.bar.close()
                 print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
-            sys.exit(128 + (self.signal or signal.SIGTERM))
+            sys.exit(128 + [*self.signals, signal.SIGTERM][0])
 
     def save(self):
         """Replace the checkpoint at once, whole; what follows is a new segment, as it will be after --resume."""

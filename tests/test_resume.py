@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import BY_PROCESS, SCRIPTS, checkpoint, differences, end, parse, start, state, train
+from harness import BY_PROCESS, SCRIPTS, checkpoint, differences, end, parse, scalars, start, state, train
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 NORMALISED = ("--norm-obs", "--norm-reward")
@@ -146,6 +146,34 @@ def test_two_signals_in_a_row_leave_a_whole_checkpoint(script, folder):
         saved = import_module(script).load_checkpoint(run)["step"]
         assert f"step {saved}:" in stderr
         shutil.rmtree(folder / "runs")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "signals_at", "steps", "logged"),
+    [
+        ("probes:CartPole7-v0", (3,), 7, True),  # one signal waits for the episodes' ends
+        ("probes:Endless-v0", (3, 6), 6, False),  # which never come here
+    ],
+)
+def test_a_second_signal_ends_an_evaluation(env_id, signals_at, steps, logged, folder, monkeypatch):
+    act, calls = import_module("ppo").Agent.act, []
+
+    def interrupted(agent, obs, greedy=False):
+        if greedy:
+            calls.append(obs)
+            assert len(calls) <= steps, "the evaluation goes on"
+            if len(calls) in signals_at:
+                os.kill(os.getpid(), signal.SIGINT)
+        return act(agent, obs, greedy)
+
+    monkeypatch.setattr(import_module("ppo").Agent, "act", interrupted)
+    status, stdout, stderr = end("ppo", *small("ppo", 3, env_id=env_id))
+    assert (status, stdout, len(calls)) == (130, "", steps)
+    (run,) = folder.glob("runs/*")
+    period = SCRIPTS["ppo"].period
+    assert checkpoint(run)["step"] == (SEGMENT + 1) * period
+    assert f"step {(SEGMENT + 1) * period}:" in stderr
+    assert [step for step, _ in scalars(run).get("charts/eval_return", ())] == ([SEGMENT * period] if logged else [])
 
 
 @EACH_SCRIPT
