@@ -15,7 +15,8 @@ SOLVE = {
 }
 ON_POLICY = list(SOLVE)
 CRITICS = [script for script in SOLVE if script != "reinforce"]
-REPLAY = "--gamma 0.9 --num-envs 8 --hidden-size 16 --batch-size 64 --learning-starts 64 --tau 0.05 --num-threads 1 "
+REPLAY = "--gamma 0.9 --num-envs 8 --hidden-size 16 --batch-size 64 --learning-starts 64 --num-threads 1 "
+REPLAY += "--utd 0.35 --tau 0.15 "
 SOLVE |= {
     "ddpg": REPLAY + "--total-timesteps 1600 --learning-rate 1e-2",
     "td3": REPLAY + "--total-timesteps 2400 --learning-rate 1e-2",
@@ -26,9 +27,10 @@ WIDE = "--exploration-noise 0.5 --hidden-size 128 --batch-size 256 --learning-ra
 CLOSER = {
     "a2c": "--total-timesteps 40000 --learning-rate 1e-2",
     "ppo": "--total-timesteps 12288",
-    "ddpg": WIDE,
-    "td3": WIDE,
-    "sac": "--alpha 0.003 --hidden-size 64 --policy-lr 3e-3 --q-lr 3e-3",  # alpha: without it too little is tried
+    "ddpg": f"{WIDE} --utd 0.5 --tau 0.1",
+    "td3": f"{WIDE} --utd 1 --tau 0.05",
+    # alpha: without it too little is tried
+    "sac": "--alpha 0.003 --hidden-size 64 --policy-lr 3e-3 --q-lr 3e-3 --utd 0.5 --tau 0.1",
 }
 ZERO, SIGNS, STAGES = torch.tensor([[0.0]]), torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.0], [1.0]])
 FIVE = [4.0951, 3.439, 2.71, 1.9, 1.0]  # 1 + 0.9 + 0.9^2 + ... at gamma 0.9, with 5, 4, 3, 2, 1 steps to go
