@@ -311,10 +311,21 @@ def test_exploration_noise_is_on_the_policys_actions(script, folder, monkeypatch
     half = round(len(obs) / 2)
     noise = action - agent.act(obs)
     assert noise[half + 4 :].std().item() == pytest.approx(0.05, rel=0.05)
-    random = action[: half - 4]
-    assert random.mean().item() == pytest.approx(0, abs=0.03)
-    assert random.std().item() == pytest.approx(3**-0.5, rel=0.03)
     assert action.abs().max() <= 1
+
+
+@EACH_SCRIPT
+def test_actions_are_uniform_until_learning_starts(script, folder, monkeypatch):
+    """Of a uniform number in [-1, 1] the mean is 0, the deviation 1 / sqrt(3), and a half lies within a half of 0."""
+    module, buffers = import_module(script), []
+    make_buffer = module.ReplayBuffer
+    monkeypatch.setattr(module, "ReplayBuffer", lambda *args: buffers.append(make_buffer(*args)) or buffers[-1])
+    flags = "--num-envs 4 --total-timesteps 4004 --learning-starts 4000 --utd 0 --num-threads 1 --eval-episodes 1"
+    train(script, "--env-id", "probes:Spy-v0", *flags.split())
+    action = buffers[0].rows[: buffers[0].count - 4].split(buffers[0].widths, 1)[1]
+    assert action.mean().item() == pytest.approx(0, abs=0.03)
+    assert action.std().item() == pytest.approx(3**-0.5, rel=0.03)
+    assert (action.abs() < 0.5).float().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
 @EACH_SCRIPT
