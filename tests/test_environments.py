@@ -52,7 +52,7 @@ def test_an_environment_gets_actions_within_its_bounds_alone(script, spy, folder
 @EACH_SCRIPT
 def test_environments_get_seeds_of_their_own(script, spy, folder, monkeypatch):
     """Two environments in two segments; the evaluations, which have seeds of their own, are left out."""
-    monkeypatch.setattr(import_module(script), "evaluate", lambda agent, args, episodes, *rest: np.zeros(episodes))
+    monkeypatch.setattr(import_module(script), "evaluate", lambda agent, args, episodes, *_, **__: np.zeros(episodes))
     flags = small(script, 2, "--checkpoint-every", SCRIPTS[script].period, env_id="probes:Spy-v0")
 
     def seeds(*more):
