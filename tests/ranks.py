@@ -1,19 +1,19 @@
-"""Run under torchrun by test_ranks.py: a run of several processes, each of which writes what it finds to {rank}.pt."""
+"""Run under torchrun by test_ranks.py: a run of each script by several processes, which write {script}{rank}.pt."""
 
 import copy
 import hashlib
 import importlib
-import os
 import sys
 from pathlib import Path
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import probes
 import torch
 import torch.distributed.nn  # before there is a process group, which it would keep alive
+from harness import SCRIPTS, parse
 from torch import distributed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def decisions(columns, log_prob=0.0):
@@ -43,58 +43,72 @@ BATCHES = {
     "td3": (transitions,),
     "sac": (transitions,),
 }
-script, *flags = sys.argv[1:]
-batch_of, *more = BATCHES[script]
-module, found, rank = importlib.import_module(script), {}, int(os.environ["RANK"])
-distributed.init_process_group("gloo")
 
 
-def updated(agent, batch):
+def flags(script):
+    """Those of a run of eight periods, in environments that note their seeds."""
+    row = SCRIPTS[script]
+    ends = ("--env-id", "probes:Spy-v0", "--total-timesteps", 8 * row.period, "--num-threads", 1)
+    normalised = ("--norm-obs", "--norm-reward") if hasattr(parse(script), "norm_obs") else ()
+    return (*row.short, *ends, *normalised, *(("--target-kl", 0.001) if script == "ppo" else ()))
+
+
+def updated(module, agent, batch, args):
     """The weights after an update by SGD, with no noise in it."""
     named = [(name, p) for name, p in agent.named_parameters() if not name.startswith("target_")]
     parameters = [p for _, p in named]
     with mock.patch.object(torch, "randn_like", torch.zeros_like):
-        if batch_of is transitions:
+        if hasattr(args, "utd"):
             parts = agent.critic.parameters(), [p for name, p in named if not name.startswith("critic")]
             optimizers = [torch.optim.SGD([module.flatten(part)], lr=0.1) for part in parts]
-            module.update(agent, *optimizers, batch, *(() if script == "ddpg" else (0,)), args)
+            delay = () if module.__name__ == "ddpg" else (0,)
+            module.update(agent, *optimizers, batch, *delay, args)
         else:
             module.update(agent, torch.optim.SGD([module.flatten(parameters)], lr=0.1), batch, args)
     return [parameter.detach() for parameter in agent.parameters()]
 
 
-# One step on a minibatch of each rank is one step on both in one: each decision weighs the same.
-sys.argv = [f"{script}.py", *flags, *more]
-args = module.parse_args()
-torch.manual_seed(0)
-agent = module.Agent(module.make_envs(args, 1), args)
-both = [torch.cat(pair) for pair in zip(batch_of(agent, 0), batch_of(agent, 1), strict=True)]
-with mock.patch.object(module, "average_over_ranks", lambda gradient, weight: None):
-    found["expected"] = updated(copy.deepcopy(agent), both)
-found["updated"] = updated(agent, batch_of(agent, rank))
+def of_one_update(module, rank, batch_of, *more):
+    """One step on a minibatch of each rank is one step on both in one: each decision weighs the same."""
+    args = parse(module.__name__, *flags(module.__name__), *more)
+    torch.manual_seed(0)
+    agent = module.Agent(module.make_envs(args, 1), args)
+    both = [torch.cat(pair) for pair in zip(batch_of(agent, 0), batch_of(agent, 1), strict=True)]
+    with mock.patch.object(module, "average_over_ranks", lambda gradient, weight: None):
+        expected = updated(module, copy.deepcopy(agent), both, args)
+    return {"expected": expected, "updated": updated(module, agent, batch_of(agent, rank), args)}
 
-if hasattr(module, "RunningNorm"):
+
+def of_statistics(module, rank):
+    """What the running statistics make of 5, if either rank saw two numbers: 1 and 3, 5 and 7."""
     norm = module.RunningNorm(1, True)
-    norm.update(torch.tensor([[[1.0]], [[3.0]]]) + 4 * rank, torch.ones(2, 1))  # 1 and 3, 5 and 7
-    found["normalised"] = norm(torch.tensor([[5.0]]))
-
-digests, update = [], module.update
+    norm.update(torch.tensor([[[1.0]], [[3.0]]]) + 4 * rank, torch.ones(2, 1))
+    return {"normalised": norm(torch.tensor([[5.0]]))}
 
 
-def noted(agent, *rest):
-    """An update of the run; what the weights are after it is to be the same on both ranks."""
-    metrics = update(agent, *rest)
-    weights = torch.cat([parameter.detach().flatten() for parameter in agent.parameters()])
-    digests.append(hashlib.sha256(weights.numpy().tobytes()).hexdigest())
-    return metrics
+def of_a_run(module):
+    """The agent at the end of a run, its weights after each update, and the seeds of this rank's two environments."""
+    digests, update = [], module.update
+
+    def noted(agent, *rest):
+        metrics = update(agent, *rest)
+        weights = torch.cat([parameter.detach().flatten() for parameter in agent.parameters()])
+        digests.append(hashlib.sha256(weights.numpy().tobytes()).hexdigest())
+        return metrics
+
+    probes.Spy.seeds.clear()
+    with mock.patch.object(module, "update", noted):
+        agent = module.train(parse(module.__name__, *flags(module.__name__)))
+    return {"agent": agent.state_dict(), "digests": digests, "seeds": probes.Spy.seeds[:2]}
 
 
-module.update = noted
-sys.argv = [f"{script}.py", *flags]
-found["agent"] = module.train(module.parse_args()).state_dict()
-found["digests"] = digests
-found["seeds"] = probes.Spy.seeds[:2]  # those of this process's two environments
-torch.save(found, f"{rank}.pt")
-if distributed.is_initialized():
+if __name__ == "__main__":
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    for script, (batch_of, *more) in BATCHES.items():
+        module = importlib.import_module(script)
+        found = of_one_update(module, rank, batch_of, *more)
+        found |= of_statistics(module, rank) if hasattr(module, "RunningNorm") else {}
+        torch.save(found | of_a_run(module), f"{script}{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

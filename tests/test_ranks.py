@@ -54,21 +54,25 @@ def test_two_processes_print_one_line_and_keep_one_folder(script, tmp_path):
     assert rates == pytest.approx([args.learning_rate * share for share in shares])
 
 
-@EACH_SCRIPT
-def test_two_processes_agree(script, tmp_path):
-    """Weights and statistics are the same after each update, environments are not; an update is of both minibatches."""
-    row = SCRIPTS[script]
-    flags = (*row.short, "--env-id", "probes:Spy-v0", "--total-timesteps", 8 * row.period, "--num-threads", 1)
-    flags += ("--norm-obs", "--norm-reward") if hasattr(parse(script), "norm_obs") else ()
-    flags += ("--target-kl", 0.001) if hasattr(parse(script), "target_kl") else ()
-    command = [sys.executable, *TORCHRUN, str(TESTS / "ranks.py"), script, *map(str, flags)]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """A run of every script by two processes -> their folder, and {script: its last line}."""
+    folder = tmp_path_factory.mktemp("of_two")
+    command = [sys.executable, *TORCHRUN, str(TESTS / "ranks.py")]
+    ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    return folder, dict(zip(SCRIPTS, map(last_line, ended.stdout.splitlines()), strict=True))
+
+
+@EACH_SCRIPT
+def test_two_processes_agree(script, of_two):
+    """Weights and statistics are the same after each update, environments are not; an update is of both minibatches."""
+    folder, results = of_two
+    first, second = (torch.load(folder / f"{script}{rank}.pt") for rank in (0, 1))
     assert differences(first["agent"], second["agent"]) == []
-    assert differences(first["agent"], checkpoint(tmp_path / last_line(ended.stdout).folder)["agent"]) == []
+    assert differences(first["agent"], checkpoint(folder / results[script].folder)["agent"]) == []
     assert first["digests"] == second["digests"] and len(set(first["digests"])) >= 3
-    assert not set(first["seeds"]) & set(second["seeds"])
+    assert len(first["seeds"]) == 2 and not set(first["seeds"]) & set(second["seeds"])
 
     for found in (first, second):
         torch.testing.assert_close(found["updated"], found["expected"])

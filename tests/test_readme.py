@@ -9,11 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import OFF_POLICY, ROOT, SCRIPTS, TORCHRUN, environment, last_line, readme_blocks, readme_commands, train
+from harness import (
+    OFF_POLICY,
+    ROOT,
+    SCRIPTS,
+    TORCHRUN,
+    end,
+    environment,
+    last_line,
+    readme_blocks,
+    readme_commands,
+    train,
+)
 
 PLACEHOLDER = re.compile(r"runs/(?P<env_id>[^\s/]+)__(?P<script>\w+)__(?P<seed>\d+)__\d+")
-SHORT = dict.fromkeys(SCRIPTS, "--total-timesteps 512 --num-envs 4 --eval-episodes 2")
-SHORT |= {script: f"{SHORT[script]} --learning-starts 448 --num-threads 1" for script in OFF_POLICY}
+SHORT = dict.fromkeys(SCRIPTS, "--total-timesteps 512 --num-envs 4 --eval-episodes 2 --num-threads 1")
+SHORT |= {script: f"{SHORT[script]} --learning-starts 448" for script in OFF_POLICY}
 # What begins with these words sets a machine up, is run by .ci/run, or is a server that does not end.
 NOT_RUN = [
     "python3 -m venv",
@@ -38,7 +49,8 @@ COMMANDS = [words for words in readme_commands() if is_script(words)]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=[" ".join(words) for words in COMMANDS])
-def test_command_runs(words, folder):
+def test_command_runs(words, folder, monkeypatch):
+    """By a process of its own without flags and under torchrun; else in this one, which is there already."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     for block in readme_blocks("python"):  # a block whose first line is "# name.py" is that file
@@ -52,17 +64,22 @@ def test_command_runs(words, folder):
             result.folder.rename(word)
 
     (script,) = {word.removesuffix(".py") for word in words} & set(SCRIPTS)
-    launcher = [sys.executable, *TORCHRUN[:2]] if words[0] == "torchrun" else [sys.executable]
-    command = [*launcher, *words[1:]]
-    asks_help = {"-h", "--help"} & set(words)
-    if not asks_help:
-        command += SHORT[script].split()
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    if asks_help:
-        assert "--total-timesteps" in ended.stdout
+    flags = words[words.index(f"{script}.py") + 1 :]
+    asks_help = {"-h", "--help"} & set(flags)
+    more = [] if asks_help else SHORT[script].split()
+    if words[0] == "torchrun" or not flags:
+        launcher = TORCHRUN[:2] if words[0] == "torchrun" else ()
+        command = [sys.executable, *launcher, *words[1:], *more]
+        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+        status, stdout, stderr = ended.returncode, ended.stdout, ended.stderr
     else:
-        result = last_line(ended.stdout)
+        monkeypatch.syspath_prepend(folder)  # what a process finds beside its script
+        status, stdout, stderr = end(script, *flags, *more)
+    assert status == 0, stderr
+    if asks_help:
+        assert "--total-timesteps" in stdout
+    else:
+        result = last_line(stdout)
         assert (folder / result.folder / "checkpoint.pt").is_file()
         assert ("--capture-video" in words) == bool(list(folder.rglob("*.mp4")))
 
