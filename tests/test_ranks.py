@@ -32,26 +32,42 @@ from harness import (
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 
 
-@pytest.mark.parametrize("script", BY_PROCESS)
-def test_two_processes_print_one_line_and_keep_one_folder(script, tmp_path):
-    row = SCRIPTS[script]
-    flags = (*row.short, "--env-id", row.env_ids[-1], "--total-timesteps", 6 * row.period)
-    status, stdout, stderr = run(script, *flags, cwd=tmp_path, launcher=TORCHRUN)
+UPDATES = 100  # of a run by two processes, of which each adds a period to an update
+
+
+def long(script):
+    """The flags of a run of so many updates, with ten checkpoints; its replay is in them."""
+    period = SCRIPTS[script].period
+    steps = ("--total-timesteps", 2 * UPDATES * period, "--checkpoint-every", 20 * period)
+    return (*SCRIPTS[script].short, "--env-id", "probes:Pendulum7-v0", "--num-threads", 1, *steps)
+
+
+@pytest.fixture(scope="module", params=BY_PROCESS)
+def never_stopped(request, tmp_path_factory):
+    """A run by two processes that loses nobody -> the script, the folder it was started in, its standard output."""
+    folder = tmp_path_factory.mktemp("never_stopped")
+    status, stdout, stderr = run(request.param, *long(request.param), cwd=folder, launcher=TORCHRUN)
     assert status == 0, stderr
+    return request.param, folder, stdout
+
+
+def test_two_processes_print_one_line_and_keep_one_folder(never_stopped):
+    script, cwd, stdout = never_stopped
     assert len(stdout.splitlines()) == 1
     result = last_line(stdout)
-    assert result.steps == 6 * row.period
-    assert [path.name for path in tmp_path.glob("runs/*")] == [result.folder.name]
+    period = SCRIPTS[script].period
+    assert result.steps == 2 * UPDATES * period
+    assert [path.name for path in cwd.glob("runs/*")] == [result.folder.name]
     # One log, of the first rank; an update is of the environments of both, and so is every count.
-    assert len(list((tmp_path / result.folder).glob("events.*"))) == 1
-    log, steps = scalars(tmp_path / result.folder), [2 * row.period * k for k in (1, 2, 3)]
+    assert len(list((cwd / result.folder).glob("events.*"))) == 1
+    log, steps = scalars(cwd / result.folder), [2 * period * k for k in range(1, UPDATES + 1)]
     assert [step for step, _ in log["charts/SPS"]] == steps
     assert all(step in steps for points in log.values() for step, _ in points)
     assert log["charts/SPS"][-1][1] == pytest.approx(result.speed, rel=0.2)
     args = parse(script)
-    shares = (1, 2 / 3, 1 / 3) if hasattr(args, "anneal_lr") else (1, 1, 1)
+    shares = torch.linspace(1, 1 / UPDATES, UPDATES) if hasattr(args, "anneal_lr") else torch.ones(UPDATES)
     rates = [rate for _, rate in log["charts/learning_rate"]]
-    assert rates == pytest.approx([args.learning_rate * share for share in shares])
+    assert rates == pytest.approx((args.learning_rate * shares).tolist())
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +119,17 @@ def lose_a_rank(process, rank, folder):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="a process's rank is read from /proc")
-@pytest.mark.parametrize("script", BY_PROCESS)
-def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(script, tmp_path, monkeypatch):
+def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(never_stopped, tmp_path, monkeypatch):
     """Every rank's replay is in the checkpoint: what follows has the same bits as a run that lost nobody."""
-    row = SCRIPTS[script]
-    steps = ("--total-timesteps", 200 * row.period, "--checkpoint-every", 20 * row.period)
-    flags = (*row.short, "--env-id", "probes:Pendulum7-v0", "--num-threads", 1, *steps)
-    (tmp_path / "never").mkdir()
-    expected = run_ok(script, *flags, cwd=tmp_path / "never", launcher=TORCHRUN)
-
-    status, stdout, stderr, seconds = lose_a_rank(start(script, *flags, cwd=tmp_path, launcher=TORCHRUN), 1, tmp_path)
+    script, other_cwd, stdout = never_stopped
+    expected = last_line(stdout)
+    process = start(script, *long(script), cwd=tmp_path, launcher=TORCHRUN)
+    status, stdout, stderr, seconds = lose_a_rank(process, 1, tmp_path)
     assert status == 1 and stdout == "" and seconds < 30
     assert "Signal 9 (SIGKILL)" in stderr and re.search(r"rank +: 1 ", stderr)
     (folder,) = tmp_path.glob("runs/*")
     resume = ("--resume", folder.relative_to(tmp_path))
-    assert checkpoint(folder)["step"] < 200 * row.period
+    assert checkpoint(folder)["step"] < expected.steps
 
     # one process has no use for the data of two, but can play what they learned
     monkeypatch.chdir(tmp_path)
@@ -129,7 +141,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(script,
     process = start(script, *resume, cwd=tmp_path, launcher=(*TORCHRUN, "--max-restarts", "1"))
     status, stdout, stderr, _ = lose_a_rank(process, 0, tmp_path)
     assert status == 0, stderr
-    assert differences(state(folder), state(tmp_path / "never" / expected.folder)) == []
+    assert differences(state(folder), state(other_cwd / expected.folder)) == []
     assert (last_line(stdout).mean, last_line(stdout).steps) == (expected.mean, expected.steps)
 
 
