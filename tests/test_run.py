@@ -1,5 +1,6 @@
 """benchmarks/run.py: the grid makes its rows, once each, however often it is stopped, here and on Ray."""
 
+import contextlib
 import csv
 import importlib
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -435,9 +437,11 @@ def test_rows_and_curves_are_those_of_the_scripts(suite):
         ("td3", '--noise-type normal --hyper \'{"learning_starts": 500, "policy_kwargs": {"net_arch": [8]}}\''),
     ],
 )
-def test_rows_and_curves_of_stable_baselines(algorithm, flags, suite):
+def test_rows_and_curves_of_stable_baselines(algorithm, flags, suite, monkeypatch, capsys):
     """By the runner, which starts a copy of sb3.py: steps, final evaluation, curve, the training's return."""
     pytest.importorskip("stable_baselines3")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    sb3 = importlib.import_module("sb3")
     flags = f"--total-timesteps 1024 --checkpoint-every 512 --eval-episodes 2 {flags}"
     Path("suite.toml").write_text(
         f'[scripts]\n"sb3 {algorithm}" = "benchmarks/sb3.py --algorithm {algorithm}"\n'
@@ -451,11 +455,15 @@ def test_rows_and_curves_of_stable_baselines(algorithm, flags, suite):
     assert (script, given, episodes, steps) == ("sb3.py", f"--algorithm {algorithm} {flags}", "5", "1024")
     assert float(seconds) > 0
     assert float(peak) > 100
-    command = [sys.executable, ROOT / "benchmarks" / "sb3.py", "--evaluate", made.relative_to(made.parents[1])]
-    two, five = (
-        last_line(subprocess.check_output([*command, "--eval-episodes", n], cwd=made.parents[1], text=True))
-        for n in "25"
-    )
+
+    def played(episodes):
+        """As a process started in the run's folder would, but for the seconds that it takes to start."""
+        words = ["sb3.py", "--evaluate", f"runs/{made.name}", "--eval-episodes", str(episodes)]
+        with contextlib.chdir(made.parents[1]), mock.patch.object(sys, "argv", words):
+            sb3.main()
+        return last_line(capsys.readouterr().out)
+
+    two, five = played(2), played(5)
     assert (float(mean), float(deviation)) == (five.mean, five.deviation)
     assert -2000 < five.mean < -300  # of Pendulum's own rewards, which VecNormalize does not divide
     tags = scalars(made)
@@ -474,7 +482,7 @@ def test_rows_and_curves_of_stable_baselines(algorithm, flags, suite):
 
 def test_a_stable_baselines_run_that_was_stopped_begins_again(suite):
     pytest.importorskip("stable_baselines3")
-    Path("suite.toml").write_text('[Pendulum-v1]\n"benchmarks/sb3" = "--total-timesteps 12000 --eval-episodes 2"\n')
+    Path("suite.toml").write_text('[Pendulum-v1]\n"benchmarks/sb3" = "--total-timesteps 2048 --eval-episodes 2"\n')
     process = start("--seeds", 1)
     wait_for(lambda: list(Path("work").glob("*/runs/*/events*")))
     process.terminate()
