@@ -62,9 +62,10 @@ def stop(number, script, *flags, cwd, checkpoints):
 
 @pytest.mark.parametrize(("script", "env_id", "flags"), RUNS)
 def test_killed_and_resumed_is_never_stopped(script, env_id, flags, folder):
+    kills = 3 if script in BY_PROCESS and flags else 1  # one of either family is stopped again and again
     flags = small(script, 12, *flags, env_id=env_id)
     resume = ()
-    for _ in range(3 if script in BY_PROCESS and flags else 1):  # one of either family is stopped again and again
+    for _ in range(kills):
         # A resumed run finds a checkpoint, which `wait` counts as its first.
         status, *_ = stop(signal.SIGKILL, script, *(resume or flags), cwd=folder, checkpoints=3)
         assert status == -signal.SIGKILL
