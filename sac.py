@@ -1,6 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.9", "gymnasium[classic-control]>=1.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"]
+# dependencies = [
+#     "torch>=2.11", "gymnasium[classic-control]>=1.2.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"
+# ]
 # ///
 """SAC: soft actor-critic with a learned temperature (Haarnoja et al. 2018, arXiv:1812.05905).
 
@@ -29,7 +31,7 @@ import re
 import signal
 import sys
 import time
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,6 +249,8 @@ def train(args):
     actor_optimizer = torch.optim.Adam([actor_and_alpha], lr=args.policy_lr, fused=True)
     buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), envs, device)
     run.start(envs, agent=agent, critic_optimizer=critic_optimizer, actor_optimizer=actor_optimizer, buffer=buffer)
+    if not args.autotune:  # a resumed run has what it learned
+        nn.init.constant_(agent.log_alpha, math.log(args.alpha or 1e-30))
     metrics = {}
     while run.step < args.total_timesteps and not args.evaluate:
         # Act: at random first, then by the policy.
@@ -273,7 +277,7 @@ def train(args):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The algorithm ends here. What else a run needs is below, the same in every script.
-SCRIPT = Path(__file__).stem
+SCRIPT, SIGNALS = Path(__file__).stem, (signal.SIGINT, signal.SIGTERM)
 
 
 def refuse(bad, message):
@@ -332,14 +336,17 @@ def make_envs(args, num_envs, **kwargs):
             envs = wrappers.FlattenObservation(envs)
     except (gym.error.Error, ImportError, NotImplementedError) as error:
         refuse(True, f"--env-id {args.env_id}: {error}")
+    flat = isinstance(envs.single_observation_space, Box)
+    refuse(not flat, f"--env-id {args.env_id} has observations of no fixed size, which flatten to no Box")
     mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
     device = getattr(envs.unwrapped, "device", None)  # where it takes and gives tensors, as GPU simulators do
     refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
-    usable = (isinstance(space, Discrete) and space.start == 0) or (isinstance(space, Box) and len(space.shape) == 1)
-    bounded = isinstance(space, Box) and space.is_bounded()
+    box = isinstance(space, Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
+    bounded = box and (space.high / 2 - space.low / 2 < 1e38).all()  # float32 can hold its size
     others = getattr(Agent, "others", "")  # scripts for the actions that this one has no use for
-    acts = f"--env-id {args.env_id} acts in {space}"
-    refuse(not usable, f"{acts}; it has to be Discrete from 0 or a Box of one axis")
+    acts, kinds = f"--env-id {args.env_id} acts in {space}", "a bounded Box" if others else "Discrete from 0 or a Box"
+    usable = box or (isinstance(space, Discrete) and space.start == 0)
+    refuse(not usable, f"{acts}; it has to be {kinds} of floats with one axis")
     refuse(others and not bounded, f"{acts}; it has to be a bounded Box, or try {others}")
     if bounded:
         low, high = (torch.tensor(x, device=device) if device else x for x in (space.low, space.high))
@@ -353,10 +360,10 @@ def evaluate(agent, args, episodes, seed, video=None, signals=()):
     envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
     envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0) if video else envs
     obs, returns, ended = envs.reset(seed=seed)[0], np.zeros(episodes), np.zeros(episodes, bool)
-    weight = next(agent.parameters())
+    weight, device = next(agent.parameters()), getattr(envs.unwrapped, "device", None)
     while not ended.all() and len(signals) < 2:  # who asks again does not wait for the end of episodes
         action = agent.act(torch.as_tensor(obs, dtype=weight.dtype, device=weight.device), greedy=True)
-        obs, *rest, _ = envs.step(action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device))
+        obs, *rest, _ = envs.step(action.to(device) if device else action.cpu().numpy())
         reward, terminated, truncated = (torch.as_tensor(x).cpu().numpy() for x in rest)
         returns += np.where(ended, 0, reward)
         ended |= terminated | truncated
@@ -375,7 +382,10 @@ def load_checkpoint(run, **parts):
         saved["args"] = Args(**saved["args"])
         of_ranks, rank = [saved, *saved["others"]], int(os.environ.get("RANK", 0))
         for name, part in parts.items():
-            part.load_state_dict(of_ranks[min(rank, len(of_ranks) - 1)][name])
+            state = of_ranks[min(rank, len(of_ranks) - 1)][name]
+            if isinstance(part, torch.optim.Optimizer):  # a rate given beside --resume wins
+                state["param_groups"][0]["lr"] = part.param_groups[0]["lr"]
+            part.load_state_dict(state)
         return saved
     except Exception as error:
         refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
@@ -442,17 +452,26 @@ class Run:
         sizes = f"--hidden-size {args.hidden_size} and {rows} observations"  # a layer's weights and outputs, some times
         check_memory(10 * args.hidden_size * (args.hidden_size + rows), self.device, sizes)
         self.args, self.step, self.seconds, self.new_segment, self.signals = args, 0, 0.0, True, []
-        numbers = () if args.evaluate else (signal.SIGINT, signal.SIGTERM)  # the environments' processes inherit this
-        self.handlers = {n: signal.signal(n, lambda n, frame: self.signals.append(n)) for n in numbers}
+        self.folder = Path("runs") if self.rank else None  # other ranks write nothing
+        for number in () if args.evaluate else SIGNALS:  # the environments' processes inherit this
+            signal.signal(number, self.note)
+
+    def note(self, number, frame):
+        """A first signal stops the run after the update or evaluation under way, a second after the update."""
+        self.signals.append(number)
+        if len(self.signals) > 2:
+            print(f"stopped at once, after step {self.step}; the last checkpoint stays", file=sys.stderr)
+            sys.exit(128 + number)
 
     def start(self, envs, **parts):
         """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
-        args, self.envs, self.parts, self.folder = self.args, envs, parts, Path(self.args.resume or self.args.evaluate)
+        args, self.envs, self.parts, given = self.args, envs, parts, self.args.resume or self.args.evaluate
         self.tensors = getattr(envs.unwrapped, "device", None)
         self.largest, self.latest = torch.zeros(1, device=self.device), torch.tensor(torch.nan, device=self.device)
         blind = args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ())
         refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
-        if self.folder.name:
+        if given:
+            self.folder = Path(given)
             saved = load_checkpoint(self.folder, **parts)
             self.step, self.seconds, ranks = saved["step"], saved["seconds"], 1 + len(saved["others"])
             other = f"{self.folder} is of {ranks} ranks, each with its own environments and data, not of {self.ranks}"
@@ -460,7 +479,7 @@ class Run:
             finished = args.resume and self.step >= args.total_timesteps
             refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
         stamp = int(time.time())
-        while self.rank == 0 and not self.folder.name:
+        while self.rank == 0 and not self.folder:
             folder = Path("runs", f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{stamp}")
             try:
                 folder.mkdir(parents=True)
@@ -469,7 +488,10 @@ class Run:
                 refuse(not folder.is_dir(), f"cannot write {folder}: {error.strerror}")
                 stamp += 1
         if self.rank == 0 and not args.evaluate:
-            self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
+            try:
+                self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
+            except OSError as error:
+                refuse(True, f"cannot write {self.folder}: {error.strerror}")
             self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
             lines = {"delay": 10, "mininterval": 10, "bar_format": "{n} steps{postfix}, {rate_fmt}\n"}
             style = {"unit_scale": True} if sys.stderr.isatty() else lines
@@ -524,7 +546,7 @@ class Run:
     def tick(self, metrics, optimizer):
         """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
         args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
-        stop = len(self.signals)
+        stop = 0 if ended else len(self.signals)  # what has ended is not stopped
         stop = int(all_sum(torch.tensor(stop, device=self.device))) if self.ranks > 1 else stop
         save = ended or stop or self.step - self.saved >= args.checkpoint_every
         log = ended or self.step - self.logged >= args.total_timesteps / 500
@@ -587,12 +609,13 @@ class Run:
     def finish(self):
         """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""
         args, agent = self.args, self.parts["agent"]
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
         if self.rank == 0:
-            returns = evaluate(agent, args, args.eval_episodes, args.seed)
+            returns = evaluate(agent, args, args.eval_episodes, args.seed, signals=self.signals)
             if not args.evaluate:
                 self.bar.close()
+                if len(self.signals) > 1:  # it was cut short
+                    print(f"trained, not evaluated: python {SCRIPT}.py --evaluate {self.folder}", file=sys.stderr)
+                    sys.exit(128 + self.signals[0])
                 self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
                 self.writer.close()
             score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
@@ -604,6 +627,19 @@ class Run:
             distributed.barrier()  # no rank hangs up on another
         return agent
 
+
+@contextmanager
+def signals_given_back():
+    """However the block ends, the signals do again what they did before it, in a notebook say."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+train = signals_given_back()(train)
 
 if __name__ == "__main__":
     sys.path.append(os.getcwd())  # for --env-id module:Id

@@ -4,7 +4,7 @@ import os
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 
@@ -249,6 +249,27 @@ class ActsFromOne(Probe):
     action_space = Discrete(3, start=1)
 
 
+class ActsInIntegers(Probe):
+    action_space = Box(0, 10, (1,), np.int64)
+
+
+class ActsInDoubles(Probe):
+    action_space = Box(-np.inf, np.inf, (2,), np.float64)
+
+
+class ActsInAlmostAll(Probe):
+    """Its bounds are numbers of single precision, and their difference is none."""
+
+    action_space = Box(-3e38, 3e38, (1,), np.float32)
+
+
+class ObservesSequences(Probe):
+    observation_space = Sequence(Discrete(2))
+
+    def observe(self):
+        return (0, 1)
+
+
 def same_step(num_envs, **kwargs):
     return SyncVectorEnv([Probe] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
@@ -258,7 +279,7 @@ for probe in list(vars().values()):
         gym.register(f"{probe.__name__}-v0", probe, disable_env_checker=True)
 gym.register("EndsAtLimit-v0", EndsAtFive, max_episode_steps=5, disable_env_checker=True)  # a true end and a limit
 gym.register("NeverEnds-v0", Endless, max_episode_steps=5, disable_env_checker=True)
-for probe in ("Probe", "SeenReward", "EndsAtFive", "EndsAtLimit", "NeverEnds", "UnequalLengths"):
+for probe in ("Probe", "SeenReward", "EndsAtFive", "EndsAtLimit", "NeverEnds", "UnequalLengths", "Endless"):
     spec = gym.spec(f"{probe}-v0")  # the same with actions in a Box, which change nothing
     boxed = type(f"Box{probe}", (spec.entry_point,), {"action_space": Box(-1, 1, (1,), np.float32)})
     gym.register(f"Box{probe}-v0", boxed, max_episode_steps=spec.max_episode_steps, disable_env_checker=True)

@@ -242,6 +242,17 @@ def test_target_kl_ends_the_epochs_of_ppo(folder, monkeypatch):
     assert updates("--target-kl", 1e-9) == 3 * 1 * 2
 
 
+def test_the_divergence_that_is_logged_is_not_the_ranks_sum(folder, monkeypatch):
+    """They stop together by the sum, which `all_sum` makes in place; here as of two ranks with the same rollout."""
+
+    def logged():
+        return scalars(train("ppo", *small("ppo", 2, "--target-kl", 1e9))[1].folder)["losses/approx_kl"]
+
+    expected = logged()
+    monkeypatch.setattr(import_module("ppo"), "all_sum", lambda tensor: tensor.mul_(2))
+    assert logged() == expected
+
+
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if hasattr(parse(script), "anneal_lr")])
 def test_anneal_lr(script, folder):
     flags = small(script, 4, "--learning-rate", 0.004)

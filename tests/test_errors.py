@@ -45,10 +45,12 @@ ENVIRONMENTS = {
     ":": ["module:Id"],
     ".:CartPole-v1": ["module:Id"],
     "gymnasium:CartPole:v1": ["module:Id"],
-    "probes:ActsInMultiBinary-v0": ["MultiBinary(3)", "Discrete", "Box"],
-    "probes:ActsInMultiDiscrete-v0": ["MultiDiscrete([2 3])", "Discrete", "Box"],
-    "probes:ActsInMatrix-v0": ["(2, 2)", "Discrete", "Box"],
-    "probes:ActsFromOne-v0": ["start=1", "Discrete", "Box"],
+    "probes:ActsInMultiBinary-v0": ["MultiBinary(3)", "Box of floats with one axis"],
+    "probes:ActsInMultiDiscrete-v0": ["MultiDiscrete([2 3])", "Box of floats with one axis"],
+    "probes:ActsInMatrix-v0": ["(2, 2)", "Box of floats with one axis"],
+    "probes:ActsFromOne-v0": ["start=1", "Box of floats with one axis"],
+    "probes:ActsInIntegers-v0": ["int64", "floats"],
+    "probes:ObservesSequences-v0": ["observations", "Box"],
     "probes:SameStep-v0": ["SAME_STEP", "NEXT_STEP"],
 }
 
@@ -56,15 +58,25 @@ ENVIRONMENTS = {
 @EACH_SCRIPT
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_unusable_environment(script, env_id, folder):
-    assert_refused(end(script, "--env-id", env_id), script, "--env-id", env_id, *ENVIRONMENTS[env_id])
+    outcome = end(script, "--env-id", env_id, *SCRIPTS[script].short, "--total-timesteps", 10)
+    assert_refused(outcome, script, "--env-id", env_id, *ENVIRONMENTS[env_id])
+    assert script not in OFF_POLICY or "be Discrete" not in outcome[2]
     assert no_runs(folder)
 
 
 @pytest.mark.parametrize("script", OFF_POLICY)
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "probes:UnboundedActionReward-v0"])
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        "CartPole-v1",
+        "probes:UnboundedActionReward-v0",
+        "probes:ActsInDoubles-v0",
+        "probes:ActsInAlmostAll-v0",
+    ],
+)
 def test_actions_that_are_in_no_bounded_box(script, env_id, folder):
     """The line names the scripts that can use them, and they do."""
-    outcome = end(script, "--env-id", env_id)
+    outcome = end(script, "--env-id", env_id, *SCRIPTS[script].short, "--total-timesteps", 10)
     assert_refused(outcome, script, env_id, "bounded Box")
     others = re.findall(r"(\w+)\.py", outcome[2])[1:]
     assert set(others) == set(SCRIPTS) - set(OFF_POLICY)

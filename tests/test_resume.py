@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import BY_PROCESS, SCRIPTS, checkpoint, differences, end, parse, scalars, start, state, train
+from harness import BY_PROCESS, SCRIPTS, checkpoint, differences, end, last_line, parse, scalars, start, state, train
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+EACH_FAMILY = pytest.mark.parametrize("script", BY_PROCESS)  # for what stands below the rule and in no other way
 NORMALISED = ("--norm-obs", "--norm-reward")
 RUNS = [
     ("reinforce", "probes:CartPole7-v0", ()),
@@ -177,12 +178,144 @@ def test_a_second_signal_ends_an_evaluation(env_id, signals_at, steps, logged, f
     assert [step for step, _ in scalars(run).get("charts/eval_return", ())] == ([SEGMENT * period] if logged else [])
 
 
-@EACH_SCRIPT
-def test_signals_are_given_back_after_training(script, folder):
-    """In a notebook, Ctrl-C must interrupt what runs after `train` as it did before."""
+@pytest.mark.parametrize("script", ["reinforce", "ppo", "td3"])
+def test_a_third_signal_ends_what_would_never_end(script, folder, monkeypatch):
+    """As an episode that the REINFORCE scripts wait for."""
+    act, calls = import_module(script).Agent.act, []
+
+    def interrupted(agent, obs, *args):
+        calls.append(obs)
+        assert len(calls) <= 10, "it goes on"
+        for _ in range(3 if len(calls) == 10 else 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return act(agent, obs, *args)
+
+    monkeypatch.setattr(import_module(script).Agent, "act", interrupted)
+    status, stdout, stderr = end(script, *small(script, 1000, env_id="probes:BoxEndless-v0"))
+    assert (status, stdout) == (143, "")
+    assert "stopped at once" in stderr and "Traceback" not in stderr
+
+
+@EACH_FAMILY
+@pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 130)])
+def test_a_signal_after_the_last_update(signals, status, script, folder, monkeypatch):
+    """One lets the evaluation end as it would have, as nothing is left to stop; with two it is not waited for."""
+    module = import_module(script)
+    evaluate = module.evaluate
+
+    def interrupted(*args, **kwargs):
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    ended, stdout, stderr = end(script, *small(script, 1))
+    (run,) = folder.glob("runs/*")
+    assert ended == status
+    assert checkpoint(run)["step"] == SEGMENT * SCRIPTS[script].period
+    if signals == 1:
+        assert last_line(stdout).folder == run.relative_to(folder)
+    else:
+        assert stdout == ""
+        words = shlex.split(stderr.strip().splitlines()[-1].partition("python ")[2])
+        assert words == [f"{script}.py", "--evaluate", str(run.relative_to(folder))]
+        monkeypatch.undo()
+        os.chdir(folder)
+        train(script, *words[1:])
+
+
+@EACH_FAMILY
+def test_a_signal_in_the_last_update(script, folder, monkeypatch):
+    """The run has ended, and says so by its line: there is nothing to resume."""
+    module = import_module(script)
+    tick = module.Run.tick
+
+    def interrupted(run, *args):
+        if run.step == SEGMENT * SCRIPTS[script].period:
+            os.kill(os.getpid(), signal.SIGINT)
+        return tick(run, *args)
+
+    monkeypatch.setattr(module.Run, "tick", interrupted)
+    _, result = train(script, *small(script, 1))
+    assert result.steps == checkpoint(result.folder)["step"] == SEGMENT * SCRIPTS[script].period
+
+
+@EACH_FAMILY
+def test_signals_are_given_back_after_training(script, folder, monkeypatch):
+    """In a notebook, Ctrl-C must interrupt what runs after `train` as it did before, however that ended."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def given_back():
+        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
     train(script, *small(script, 1))
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert given_back()
+    with pytest.raises(RuntimeError, match="the simulator broke"):
+        train(script, *small(script, 2, env_id="probes:Raises-v0"))
+    assert given_back()
+    assert end(script, *small(script, 2, env_id="probes:NanReward-v0"))[0] == 2
+    assert given_back()
+    assert interrupted(script, signal.SIGINT, folder, monkeypatch)[0] == 130
+    assert given_back()
+
+
+@EACH_FAMILY
+def test_the_working_folder_can_be_the_run(script, folder):
+    _, trained = train(script, *small(script, 1))
+    os.chdir(trained.folder)
+    status, stdout, stderr = end(script, "--evaluate", ".")
+    assert (status, stdout.partition(" ")[0]) == (0, f"eval_return={trained.mean:.2f}"), stderr
+    total = trained.steps + SCRIPTS[script].period
+    status, stdout, stderr = end(script, "--resume", ".", "--total-timesteps", total)
+    assert status == 0, stderr
+    assert checkpoint(".")["step"] == total
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("script", ["a2c", "td3", "sac"])
+def test_rates_beside_resume_win(script, folder):
+    """Annealing, where there is some, goes on along the new rate's line; what follows a resumed rate is logged so."""
+    flags = ("--policy-lr", "--q-lr") if script == "sac" else ("--learning-rate",)
+    _, trained = train(script, *small(script, 1))
+    given = [word for flag, rate in zip(flags, (0.03, 0.02), strict=False) for word in (flag, rate)]
+    total = trained.steps + SCRIPTS[script].period
+    train(script, "--resume", trained.folder, "--total-timesteps", total, *given)
+    saved = checkpoint(trained.folder)
+    left = SCRIPTS[script].period / total if hasattr(parse(script), "anneal_lr") else 1
+    rates = {name: part["param_groups"][0]["lr"] for name, part in saved.items() if name.endswith("optimizer")}
+    expected = {
+        "actor_optimizer": 0.03,
+        "critic_optimizer": 0.02 if script == "sac" else 0.03,
+        "optimizer": 0.03 * left,
+    }
+    assert rates == pytest.approx({name: expected[name] for name in rates}) and rates
+
+
+def test_a_temperature_beside_resume_wins(folder):
+    """Fixed, it is that of the flag; learned, the checkpoint's is where it was."""
+    _, trained = train("sac", *small("sac", 1))
+    learned = checkpoint(trained.folder)["agent"]["log_alpha"]
+    total, period = trained.steps, SCRIPTS["sac"].period
+    train("sac", "--resume", trained.folder, "--total-timesteps", total + period, "--alpha", 0.7)
+    assert checkpoint(trained.folder)["agent"]["log_alpha"] == pytest.approx(learned.item(), abs=0.01)
+    fixed = ("--no-autotune", "--alpha", 0.7)
+    train("sac", "--resume", trained.folder, "--total-timesteps", total + 2 * period, *fixed)
+    assert checkpoint(trained.folder)["agent"]["log_alpha"].exp() == pytest.approx(0.7, rel=0.01)
+
+
+@EACH_FAMILY
+def test_a_folder_that_cannot_be_written_to_any_more(script, folder, monkeypatch):
+    _, trained = train(script, *small(script, 1))
+    before = (trained.folder / "checkpoint.pt").read_bytes()
+
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(import_module(script), "SummaryWriter", refused)
+    status, stdout, stderr = end(script, "--resume", trained.folder, "--total-timesteps", 2 * trained.steps)
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+    assert str(trained.folder) in stderr and "Permission denied" in stderr
+    assert (trained.folder / "checkpoint.pt").read_bytes() == before
 
 
 @EACH_SCRIPT

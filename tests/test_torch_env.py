@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch_envs
-from harness import OFF_POLICY, SCRIPTS, checkpoint, differences, end, parse, scalars, state, train
+from harness import BY_PROCESS, OFF_POLICY, SCRIPTS, checkpoint, differences, end, parse, scalars, state, train
 from torch.overrides import TorchFunctionMode
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
@@ -47,6 +47,14 @@ def test_the_environment_keeps_the_contract(discrete):
         seen += Counter(terminated=int(terminated.sum()), truncated=int(truncated.sum()), reset=int(done.sum()))
         obs, done = next_obs.clone(), terminated | truncated
     assert min(seen[kind] for kind in ("terminated", "truncated", "reset")) > 20
+
+
+@pytest.mark.parametrize("script", BY_PROCESS)
+def test_an_environment_without_a_device_takes_arrays(script, folder):
+    """Whatever it gives: in the rollout and in an evaluation."""
+    (_, one), (_, other) = (train(script, *small(script, name)) for name in ("MixedPoint-v0", "ArrayPoint-v0"))
+    assert differences(state(one.folder), state(other.folder)) == []
+    assert (one.steps, one.mean, one.deviation) == (other.steps, other.mean, other.deviation)
 
 
 @pytest.mark.parametrize(("script", "env_id"), RUNS)

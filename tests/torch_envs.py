@@ -81,6 +81,20 @@ class ArrayPoint(gym.vector.VectorEnv):
         return (*(column.numpy().copy() for column in columns), info)
 
 
+class MixedPoint(ArrayPoint):
+    """Gives tensors and takes arrays, as it has no device; another library's arrays come like that."""
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        return torch.from_numpy(obs), info
+
+    def step(self, action):
+        assert isinstance(action, np.ndarray)
+        obs, *rest = super().step(action)
+        return torch.from_numpy(obs), *rest
+
+
+gym.register("MixedPoint-v0", vector_entry_point=MixedPoint)
 for name, kwargs in {
     "Point": {},
     "Push": {"discrete": True},
