@@ -228,7 +228,7 @@ def train(args):
     optimizer = torch.optim.Adam([flatten(agent.parameters())], lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(envs, agent=agent, optimizer=optimizer)
     obs = torch.zeros(T + 1, *envs.observation_space.shape, device=device)
-    action = agent.act(obs[:T]).clone()
+    action = agent.act(obs[:T]).clone()  # of their shape and type; the rollout overwrites it
     reward, terminated, discounted = torch.zeros(3, T, N, device=device)
     done = torch.zeros(T + 1, N, device=device)  # done[t]: obs[t] is its episode's last, so step t only resets
     while run.step < args.total_timesteps and not args.evaluate:
