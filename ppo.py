@@ -617,13 +617,13 @@ class Run:
 
 @contextmanager
 def signals_given_back():
-    """However the block ends, the signals do again what they did before it, in a notebook say."""
+    """However the block ends, signals do again what they did before it, in a notebook say; a script they just end."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if __name__ == "__main__" else handler)
 
 
 train = signals_given_back()(train)

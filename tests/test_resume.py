@@ -134,16 +134,22 @@ def test_a_signal_saves_and_says_how_to_resume(script, number, folder, monkeypat
 
 @pytest.mark.parametrize("script", BY_PROCESS[:1])
 def test_two_signals_in_a_row_leave_a_whole_checkpoint(script, folder):
-    """The second comes while the first is being answered, at once or about a save's length later."""
-    for delay in (0, 0.02):
-        process = start(script, *small(script, 1000), cwd=folder)
+    """The second comes while the first is being answered, at once or about a save's length later, or when it was."""
+    long_end = "import atexit, runpy, sys, time; atexit.register(time.sleep, 2); del sys.argv[0]; "
+    long_end += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    for delay, launcher in ((0, ()), (0.02, ()), (None, ("-c", long_end))):
+        process = start(script, *small(script, 1000), cwd=folder, launcher=launcher)
         wait(process, folder, 2)
         process.send_signal(signal.SIGINT)
-        time.sleep(delay)
+        answer = ""
+        while delay is None and "stopped at step" not in answer:
+            answer += process.stderr.readline()
+        time.sleep(0.5 if delay is None else delay)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-        # A signal that comes when Python is gone ends the process at once; a shell calls both 130.
-        assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in stderr, stderr
+        stderr = answer + process.communicate(timeout=60)[1]
+        # A signal that comes after the answer ends the process at once; a shell calls both 130.
+        assert process.returncode in (130, -signal.SIGINT), stderr
+        assert "Traceback" not in stderr and "KeyboardInterrupt" not in stderr
         (run,) = folder.glob("runs/*")
         saved = import_module(script).load_checkpoint(run)["step"]
         assert f"step {saved}:" in stderr
