@@ -119,6 +119,7 @@ def lose_a_rank(process, rank, folder):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="a process's rank is read from /proc")
+@pytest.mark.parametrize("never_stopped", ["td3"], indirect=True)  # it has all to lose that the others have
 def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(never_stopped, tmp_path, monkeypatch):
     """Every rank's replay is in the checkpoint: what follows has the same bits as a run that lost nobody."""
     script, other_cwd, stdout = never_stopped
@@ -145,12 +146,11 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(never_s
     assert (last_line(stdout).mean, last_line(stdout).steps) == (expected.mean, expected.steps)
 
 
-def test_two_hosts_are_one_run(tmp_path):
+@pytest.mark.parametrize("never_stopped", ["ppo"], indirect=True)
+def test_two_hosts_are_one_run(never_stopped, tmp_path):
     """Two torchruns that reach each other by two addresses, as two machines do: the same bits as two processes here."""
-    row = SCRIPTS["ppo"]
-    flags = (*row.short, "--env-id", row.env_ids[0], "--num-threads", 1, "--total-timesteps", 8 * row.period)
-    (tmp_path / "one").mkdir()
-    expected = run_ok("ppo", *flags, cwd=tmp_path / "one", launcher=TORCHRUN)
+    script, other_cwd, stdout = never_stopped
+    expected = last_line(stdout)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -159,7 +159,7 @@ def test_two_hosts_are_one_run(tmp_path):
         where = ("--nnodes", "2", "--node-rank", str(host), "--master-addr", "127.0.0.1", "--master-port", port)
         launcher = (*TORCHRUN[:2], *where, "--local-addr", f"127.0.0.{1 + host}", "--nproc-per-node", "1")
         (tmp_path / f"host{host}").mkdir()
-        hosts.append(start("ppo", *flags, cwd=tmp_path / f"host{host}", launcher=launcher))
+        hosts.append(start(script, *long(script), cwd=tmp_path / f"host{host}", launcher=launcher))
     try:
         (stdout, stderr), (other, _) = [host.communicate(timeout=120) for host in hosts]
     finally:
@@ -168,4 +168,4 @@ def test_two_hosts_are_one_run(tmp_path):
     assert [host.returncode for host in hosts] == [0, 0], stderr
     assert other == "" and not (tmp_path / "host1" / "runs").exists()
     result = last_line(stdout)
-    assert differences(state(tmp_path / "host0" / result.folder), state(tmp_path / "one" / expected.folder)) == []
+    assert differences(state(tmp_path / "host0" / result.folder), state(other_cwd / expected.folder)) == []
