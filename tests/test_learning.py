@@ -29,9 +29,9 @@ RUNS = [
 
 
 # Two processes under torchrun. PPO's have the default's environments between them; SAC's are smaller, to be short.
-SMALLER = ["--hidden-size", "64", "--batch-size", "128", "--utd", "0.5"]
+SMALLER = ["--hidden-size", "64", "--batch-size", "128", "--num-envs", "2", "--utd", "0.3", "--q-lr", "3e-3"]
 OF_TWO = [
-    ("sac", "Pendulum-v1", [*ONE_THREAD, *SMALLER], -200),
+    ("sac", "Pendulum-v1", [*ONE_THREAD, *SMALLER, "--tau", "0.02"], -200),
     ("ppo", "CartPole-v1", ["--num-envs", "16"], 475),
 ]
 EACH_RUN = [pytest.param((), *row, id=f"{row[0]}-{row[1]}") for row in RUNS]

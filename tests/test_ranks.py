@@ -22,7 +22,6 @@ from harness import (
     last_line,
     parse,
     run,
-    run_ok,
     scalars,
     start,
     state,
