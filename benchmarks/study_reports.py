@@ -128,12 +128,13 @@ def sentence_estimators(table):
         least = min(ESTIMATORS, key=lambda name: np.median(bias[name] + variance[name]))
         trained = [name for name in ESTIMATORS if f"{env} {name}" in table.seeds]
         scores = {name: table.last(f"{env} {name}", "eval_return") for name in trained}
-        best = max(trained, key=lambda name: np.median(scores[name]))
+        top = max(np.median(score) for score in scores.values())
+        best = [f"{name}, {spread(scores[name])}" for name in trained if np.median(scores[name]) == top]
         parts.append(
             f"on {env}, from one step to 128, the squared bias of a return's estimate goes from {spread(bias['n=1'])}"
             f" to {spread(bias['n=128'])}, its variance from {spread(variance['n=1'])} to {spread(variance['n=128'])}"
             f" ({'as taught' if falls and grows else 'not as taught'}; their sum is least for {least}), and the best"
-            f" median of final returns is that of {best}, {spread(scores[best])}, where one step has"
+            f" median of final returns is that of {' and '.join(best)}, where one step has"
             f" {spread(scores['n=1'])}"
         )
     names = [name for name in ESTIMATORS if f"{CARTPOLE} {name}" in table.seeds]
