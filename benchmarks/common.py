@@ -106,11 +106,10 @@ def machine():
 
 
 def origin():
-    """The columns of the command and its commit; a change outside of results and figures makes the commit '-dirty'."""
+    """The columns of the command and its commit, which a change of anything but tables and figures makes '-dirty'."""
     commit = git("rev-parse", "--short", "HEAD") or "unknown"
-    dirty = git(
-        "status", "--porcelain", "--", ".", *(f":(exclude)benchmarks/{name}" for name in ("results", "figures"))
-    )
+    others = ("benchmarks/results", "benchmarks/figures", "*.csv")
+    dirty = git("status", "--porcelain", "--", ".", *(f":(exclude){name}" for name in others))
     words = [word.replace(f"{ROOT}{os.sep}", "") for word in sys.argv[1:]]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     return {"commit": commit + ("-dirty" if dirty else ""), "command": command}

@@ -25,6 +25,7 @@ FUNCTIONS = (
     "relu",
     "threshold",
     "exp",
+    "expm1",
     "log",
     "softplus",
     "pow",
@@ -46,7 +47,6 @@ ARITHMETIC = (
     "abs",
     "gt",
     "amin",
-    "expm1",
     "norm",
     "fill",
     "zero",
@@ -98,20 +98,22 @@ def watch(module, spent):
 
 def kind(operation):
     """What sort of work an operation of torch's profiler is."""
-    name = operation.removeprefix("aten::").strip("_")
+    name = operation.removeprefix("aten::").strip("_").split("_")[0]
     if operation in PRODUCTS:
         return "matrix products"
     if operation.startswith("Optimizer.step") or "fused_adam" in operation:
         return "Adam"
-    if name.startswith(FUNCTIONS):
+    if name in FUNCTIONS:
         return "functions (tanh, relu, exp, ...)"
-    if name.startswith(ARITHMETIC):
+    if name in ARITHMETIC:
         return "arithmetic and sums"
     return "views, copies, autograd"
 
 
 def main(script, *flags):
     path = Path(script).resolve()
+    if not path.is_file():
+        common.fail(f"{script} is no file")
     sys.path.insert(0, str(path.parent))
     sys.argv = [path.name, *flags]
     module, spent = importlib.import_module(path.stem), defaultdict(list)
@@ -130,17 +132,18 @@ def main(script, *flags):
         def profiled(*args):
             nonlocal made
             made += 1
-            if made == 50:
-                watcher.start()
             if made == 50 + UPDATES:
-                watcher.stop()
-                for event in watcher.key_averages():
-                    found[kind(event.key)][0] += event.count
-                    found[kind(event.key)][1] += event.self_cpu_time_total
                 raise KeyboardInterrupt
-            return update(*args)
+            if made < 50:
+                return update(*args)
+            with profile(activities=[ProfilerActivity.CPU]) as watcher:
+                metrics = update(*args)
+            for event in watcher.key_averages():
+                found[kind(event.key)][0] += event.count
+                found[kind(event.key)][1] += event.self_cpu_time_total
+            return metrics
 
-        module.update, watcher = profiled, profile(activities=[ProfilerActivity.CPU])
+        module.update = profiled
         try:
             module.train(module.parse_args())
         except KeyboardInterrupt:

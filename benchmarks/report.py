@@ -132,11 +132,11 @@ def interval(scores, statistic=iqm):
 
 
 def score_text(rows):
-    """'500.0 (499.1 to 500.0), n 10'; without an interval for one seed, and empty for none."""
+    """'500.0 (499.1 to 500.0), n 10'; for fewer than four seeds, which tell no interval, without; empty for none."""
     if not rows:
         return ""
     (mean,), (low,), (high,) = interval(column(rows, "eval_return")[:, None])
-    band = f" ({low:,.1f} to {high:,.1f})" if len(rows) > 1 else ""
+    band = f" ({low:,.1f} to {high:,.1f})" if len(rows) > 3 else ""
     return f"{mean:,.1f}{band}, n {len(rows)}"
 
 

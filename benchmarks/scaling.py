@@ -326,14 +326,19 @@ def main():
     if not args.draw:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         chosen, origin = [args.only] if args.only else list(SIZES), common.provenance()
-        rows = [row for row in rows if row["curve"] not in chosen]
-        points = [point for curve in chosen for point in points_of(curve)]
-        for curve, script, size, threads, processes in tqdm(points, unit="run"):
-            flags = f"{SIZES[curve][0]} {size} {RUNS[curve][script](size * processes)}"
-            row = {"curve": curve, "script": script, "size": size, "threads": threads, "processes": processes}
-            rows.append(row | {"flags": flags} | run(script, flags, threads, processes, args.device) | origin)
+        for curve in chosen:  # its old rows stay until it is whole
+            new = []
+            for _, script, size, threads, processes in tqdm(points_of(curve), unit="run", desc=curve):
+                flags = f"{SIZES[curve][0]} {size} {RUNS[curve][script](size * processes)}"
+                row = {"curve": curve, "script": script, "size": size, "threads": threads, "processes": processes}
+                new.append(row | {"flags": flags} | run(script, flags, threads, processes, args.device) | origin)
+            rows = [row for row in rows if row["curve"] != curve] + new
             common.replace_rows(args.out, COLUMNS, rows)
     rows = common.read_rows(args.out, COLUMNS)
+    if missing := [curve for curve in SIZES if not any(row["curve"] == curve for row in rows)]:
+        common.fail(
+            f"{args.out} has no rows of {missing[0]}; figure and page stay as they are", status=2 if args.draw else 0
+        )
     draw(rows)
     PAGE.write_text(with_tables(PAGE.read_text(), rows))
 

@@ -338,13 +338,18 @@ def main():
         common.fail(f"--only {unknown[0]}: there are {', '.join(names)}")
     if args.repeats < 1 or args.steps < 0:
         common.fail(f"--repeats {args.repeats} must be 1 or more, and --steps {args.steps} 0 or more")
+    chosen = [comparison for comparison in COMPARISONS if not args.only or comparison.name in args.only]
+    chosen = [comparison for comparison in chosen if sides_of(comparison, args)]
+    if not chosen:
+        common.fail(f"--sides {' '.join(args.sides)}: nobody of these is in what --only names")
     rows = common.open_rows(args.out, COLUMNS)  # fails now rather than after the runs
     readme = common.ROOT / "README.md"
     if args.readme:
+        if not rows:
+            common.fail(f"{args.out} has no rows, and the README keeps its tables")
         readme.write_text(with_tables(readme.read_text(), rows))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    chosen = [comparison for comparison in COMPARISONS if not args.only or comparison.name in args.only]
     total = sum(len(turns(comparison, args)) * len(sides_of(comparison, args)) for comparison in chosen)
     with tqdm(total=total, unit="run") as bar:
         for comparison in chosen:

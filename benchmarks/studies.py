@@ -131,6 +131,8 @@ def main():
         common.fail(f"{error}: pip install -r benchmarks/requirements.txt")
     if args.jobs < 1:
         common.fail(f"--jobs {args.jobs} must be 1 or more")
+    if flags and not args.out:
+        common.fail(f"{shlex.join(flags)}: with flags of its own a study needs --out; the committed table has none")
     study = study_runs.STUDIES[args.study]
     path = (args.out or common.ROOT / "benchmarks" / "results") / f"study_{args.study}.csv"
     failed = 0

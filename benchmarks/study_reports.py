@@ -194,9 +194,9 @@ def sentence_clipping(table):
     verdicts = "; ".join(against(rate, "0.003", a2c[rate], a2c["0.003"]) for rate in rates[1:])
     worse = against("none", "0.2", ppo["none"], ppo["0.2"])
     return (
-        f"PPO of 10 epochs by clip range, the KL divergence (nats) of a rollout's updates at its largest, the mean"
-        f" return over training and the final one, {of_ppo} ({further}, and by the mean return {worse}); A2C's returns"
-        f" by step size, {of_a2c} (by the mean return {verdicts})."
+        f"PPO of 10 epochs by clip range, the KL divergence (nats) of a rollout's updates, mean of some five rollouts,"
+        f" at its largest, the mean return over training and the final one, {of_ppo} ({further}, and by the mean return"
+        f" {worse}); A2C's returns by step size, {of_a2c} (by the mean return {verdicts})."
     )
 
 
