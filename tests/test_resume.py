@@ -143,7 +143,9 @@ def test_two_signals_in_a_row_leave_a_whole_checkpoint(script, folder):
         process.send_signal(signal.SIGINT)
         answer = ""
         while delay is None and "stopped at step" not in answer:
-            answer += process.stderr.readline()
+            line = process.stderr.readline()
+            assert line, f"ended without saying that it stopped: {answer}"
+            answer += line
         time.sleep(0.5 if delay is None else delay)
         process.send_signal(signal.SIGINT)
         stderr = answer + process.communicate(timeout=60)[1]
