@@ -390,16 +390,21 @@ def curves_of(out):
 
 
 def gather(results, args):
-    """Put results into the two tables, curves first: a run that has its row has its curve."""
-    curves, rows = common.read_rows(curves_of(args.out), CURVE_COLUMNS), common.read_rows(args.out, COLUMNS, LATER)
-    new = {(result["row"]["key"], str(result["row"]["seed"])) for result in results}
-    curves = [row for row in curves if (row["key"], row["seed"]) not in new]
-    for result in results:
-        run = {name: result["row"][name] for name in CURVE_COLUMNS[:4]}
-        curves += [run | row for row in result["curve"]]
-        rows.append(result["row"])
-    common.replace_rows(curves_of(args.out), CURVE_COLUMNS, curves)
-    common.replace_rows(args.out, COLUMNS, rows)
+    """Put results into the two tables, curves first: a run that has its row has its curve.
+
+    Another runner, with a folder of its own, may have the same tables: they take turns.
+    """
+    with open(args.out.with_suffix(".lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        curves, rows = common.read_rows(curves_of(args.out), CURVE_COLUMNS), common.read_rows(args.out, COLUMNS, LATER)
+        new = {(result["row"]["key"], str(result["row"]["seed"])) for result in results}
+        curves = [row for row in curves if (row["key"], row["seed"]) not in new]
+        for result in results:
+            run = {name: result["row"][name] for name in CURVE_COLUMNS[:4]}
+            curves += [run | row for row in result["curve"]]
+            rows.append(result["row"])
+        common.replace_rows(curves_of(args.out), CURVE_COLUMNS, curves)
+        common.replace_rows(args.out, COLUMNS, rows)
 
 
 def ranges(seeds):

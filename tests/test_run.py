@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -153,6 +154,30 @@ def test_each_run_has_its_row_and_is_made_once(suite):
     assert starts()["standin__Left__2"] == ["train", "evaluate", "evaluate"]
     assert len(rows()) == 6
     assert len(rows("out/suite_curves.csv", curve)) == 5  # one training, one curve
+
+
+def test_two_runners_with_one_table_lose_nothing(folder, monkeypatch):
+    """Each reads the tables, adds its rows and puts the new ones in place: one after the other."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    grid = importlib.import_module("run")
+    read, threads = grid.common.read_rows, []
+
+    def slow(*args):
+        found = read(*args)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(grid.common, "read_rows", slow)
+    for seed in (1, 2, 3):
+        row = dict.fromkeys(grid.COLUMNS, "x") | {"seed": seed}
+        result = {"row": row, "curve": [dict.fromkeys(grid.CURVE_COLUMNS[4:], "y")]}
+        args = grid.Args(out=folder / "suite.csv")
+        threads.append(threading.Thread(target=grid.gather, args=([result], args)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert sorted(row["seed"] for row in read("suite.csv", grid.COLUMNS)) == ["1", "2", "3"]
+    assert sorted(row["seed"] for row in read("suite_curves.csv", grid.CURVE_COLUMNS)) == ["1", "2", "3"]
 
 
 def test_another_script_or_other_flags_are_another_run(suite, folder):
