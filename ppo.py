@@ -32,6 +32,8 @@ import sys
 import time
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import gymnasium as gym
@@ -73,7 +75,7 @@ class Args:
     num_threads: int = 1  # torch's CPU threads; small networks lose time to more
     compile: bool = False  # torch.compile the loss and its gradient as one graph
     async_envs: bool = False  # step each environment in a process of its own
-    checkpoint_every: int = 50_000  # environment steps between checkpoints, each with an evaluation
+    checkpoint_every: int = 50_000  # environment steps between checkpoints; each evaluates, and cuts episodes under way
     eval_episodes: int = 20  # episodes of an evaluation
     capture_video: bool = False  # film an episode of the last evaluation (mp4 in the run folder)
     resume: str = ""  # go on with this run folder, on its flags and those given beside it
@@ -309,6 +311,8 @@ def parse_args():
         refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
     size, parts = getattr(args, "num_steps", 1) * args.num_envs, getattr(args, "num_minibatches", 1)
     refuse(size % parts, f"--num-minibatches {parts} does not divide --num-steps times --num-envs, {size}")
+    single = hasattr(args, "num_steps") and args.norm_adv and size // parts == 1
+    refuse(single, "--norm-adv leaves nothing of an advantage in a batch of one step: give --no-norm-adv")
     total, starts = args.total_timesteps, getattr(args, "learning_starts", -1)
     refuse(starts >= total, f"--learning-starts {starts} leaves no step of --total-timesteps {total} to learn at")
     return args
@@ -318,11 +322,19 @@ def make_envs(args, num_envs, **kwargs):
     """Vector environment: flat observations, Discrete actions or Box actions in [-1, 1]; NEXT_STEP autoreset."""
     refuse(not re.fullmatch("([^:.][^:]*:)?[^:]*", args.env_id), f"--env-id {args.env_id} is no Id and no module:Id")
     try:
+        if args.async_envs:
+            resource_tracker.ensure_running()  # when it begins, it unblocks signals
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # its processes stay so: the script answers
         envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
         if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
             envs = wrappers.FlattenObservation(envs)
     except (gym.error.Error, ImportError, NotImplementedError) as error:
         refuse(True, f"--env-id {args.env_id}: {error}")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    for process in getattr(envs.unwrapped, "processes", ()):
+        process.terminate = process.kill  # by SIGTERM it would never end, and what waits for it neither
+        atexit.register(process.kill)
     flat = isinstance(envs.single_observation_space, Box)
     refuse(not flat, f"--env-id {args.env_id} has observations of no fixed size, which flatten to no Box")
     mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
@@ -335,11 +347,13 @@ def make_envs(args, num_envs, **kwargs):
     usable = box or (isinstance(space, Discrete) and space.start == 0)
     refuse(not usable, f"{acts}; it has to be {kinds} of floats with one axis")
     refuse(others and not bounded, f"{acts}; it has to be a bounded Box, or try {others}")
-    if bounded:
+    if box:  # which may have some bounds; and what is rescaled may be rounded beyond one
         low, high = (torch.tensor(x, device=device) if device else x for x in (space.low, space.high))
+        envs = wrappers.TransformAction(envs, lambda a: a.clip(low, high))
+    if bounded:
         unit = Box(-1, 1, space.shape)
         envs = wrappers.TransformAction(envs, lambda a: low + (a.clip(-1, 1) + 1) / 2 * (high - low), None, unit)
-    return envs if device else wrappers.RecordEpisodeStatistics(envs, buffer_length=20)
+    return envs if device else wrappers.RecordEpisodeStatistics(envs, buffer_length=20, stats_key="whole_episode")
 
 
 def evaluate(agent, args, episodes, seed, video=None, signals=()):
@@ -363,11 +377,12 @@ def load_checkpoint(run, **parts):
     try:
         path = Path(run, "checkpoint.pt")
         content = path.read_bytes()
-        refuse(hashlib.sha256(content[:-32]).digest() != content[-32:], f"{path} is damaged: its checksum is another")
+        checksum = hashlib.sha256(memoryview(content)[:-32]).digest()  # a slice would be one more copy of a replay
+        refuse(checksum != content[-32:], f"{path} is damaged: its checksum is another")
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
         saved["args"] = Args(**saved["args"])
-        of_ranks, rank = [saved, *saved["others"]], int(os.environ.get("RANK", 0))
+        of_ranks, rank = [saved, *saved["others"]], distributed.get_rank() if distributed.is_initialized() else 0
         for name, part in parts.items():
             state = of_ranks[min(rank, len(of_ranks) - 1)][name]
             if isinstance(part, torch.optim.Optimizer):  # a rate given beside --resume wins
@@ -375,7 +390,7 @@ def load_checkpoint(run, **parts):
             part.load_state_dict(state)
         return saved
     except Exception as error:
-        refuse(True, f"{path} is missing, damaged, or of another environment: {error}")
+        refuse(True, f"{path} is missing, damaged, or of another environment: {str(error) or repr(error)}")
 
 
 def all_sum(tensor):
@@ -430,9 +445,11 @@ class Run:
             importlib.import_module("torch.distributed.nn")  # imported later, its defaults would keep the group alive
             store, rank, ranks = next(distributed.rendezvous("env://"))
             store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)  # else it has the dead's
-            distributed.init_process_group(store=store, rank=rank, world_size=ranks)
+            patience = timedelta(days=7)  # with the first rank, which evaluates; of a dead one torchrun hears itself
+            distributed.init_process_group(store=store, rank=rank, world_size=ranks, timeout=patience)
             atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
-        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        alone = not distributed.is_initialized()
+        self.rank, self.ranks = (0, 1) if alone else (distributed.get_rank(), distributed.get_world_size())
         torch.set_num_threads(args.num_threads)
         torch.manual_seed(args.seed)
         rows = max(args.num_envs * getattr(args, "num_steps", 1), getattr(args, "batch_size", 1), args.eval_episodes)
@@ -440,15 +457,20 @@ class Run:
         check_memory(10 * args.hidden_size * (args.hidden_size + rows), self.device, sizes)
         self.args, self.step, self.seconds, self.new_segment, self.signals = args, 0, 0.0, True, []
         self.folder = Path("runs") if self.rank else None  # other ranks write nothing
-        for number in () if args.evaluate else SIGNALS:  # the environments' processes inherit this
+        for number in () if args.evaluate else SIGNALS:
             signal.signal(number, self.note)
 
     def note(self, number, frame):
         """A first signal stops the run after the update or evaluation under way, a second after the update."""
         self.signals.append(number)
         if len(self.signals) > 2:
-            print(f"stopped at once, after step {self.step}; the last checkpoint stays", file=sys.stderr)
+            print(f"stopped at once, after step {self.step}; {self.kept()}", file=sys.stderr)
             sys.exit(128 + number)
+
+    def kept(self):
+        """What the end of a run leaves."""
+        there = self.rank or (self.folder and (self.folder / "checkpoint.pt").exists())
+        return f"{self.folder} keeps the last checkpoint" if there else "no checkpoint was saved yet"
 
     def start(self, envs, **parts):
         """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
@@ -498,8 +520,8 @@ class Run:
         return obs
 
     def check_finite(self, values, what):
-        bad = not np.isfinite(values).all()
-        refuse(bad, f"{what} is not finite at step {self.step}; {self.folder} keeps the last checkpoint")
+        if not np.isfinite(values).all():
+            refuse(True, f"{what} is not finite at step {self.step}; {self.kept()}")
 
     def env_step(self, action):
         """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device, or none."""
@@ -510,7 +532,7 @@ class Run:
         try:
             obs, reward, terminated, truncated, _ = self.envs.step(action)
         except Exception:
-            failed = f"an environment failed at step {self.step}; {self.folder} keeps the last checkpoint"
+            failed = f"an environment failed at step {self.step}; {self.kept()}"
             print(f"{SCRIPT}.py: error: {failed}", file=sys.stderr)
             raise
         self.step += self.args.num_envs * self.ranks
@@ -552,7 +574,8 @@ class Run:
                 tags |= {} if np.isnan(mean) else {f"charts/episodic_{name}": mean}
             for tag, value in tags.items():
                 self.writer.add_scalar(tag, value, self.step)
-            self.bar.set_postfix_str(f"return {tags.get('charts/episodic_return', np.nan):.1f}", refresh=False)
+            mean = tags.get("charts/episodic_return")
+            self.bar.set_postfix_str("no episode has ended" if mean is None else f"return {mean:.1f}", refresh=False)
             self.bar.update(min(self.step, args.total_timesteps) - self.bar.n)
         if save:
             weights = nn.utils.parameters_to_vector(self.parts["agent"].parameters())
@@ -591,7 +614,7 @@ class Run:
             except (OSError, RuntimeError) as error:  # torch.save makes the latter of the former
                 reason = error if isinstance(error, OSError) else error.__context__ or error
                 temporary.unlink(missing_ok=True)
-                refuse(True, f"cannot save at step {self.step}: {reason}; {self.folder} keeps the last checkpoint")
+                refuse(True, f"cannot save at step {self.step}: {reason}; {self.kept()}")
 
     def finish(self):
         """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""

@@ -19,10 +19,11 @@ settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """A run in the test process takes over SIGINT and SIGTERM: give them back, or Ctrl-C would not end the tests."""
+def put_back():
+    """A run in the test process takes over SIGINT and SIGTERM, without which Ctrl-C would not end the tests."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
+    torch.set_num_threads(1)
     for number, handler in before.items():
         signal.signal(number, handler)
 

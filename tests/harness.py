@@ -108,11 +108,11 @@ def environment():
     return os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
 
 
-def start(script, *flags, cwd, launcher=()):
+def start(script, *flags, cwd, launcher=(), **kwargs):
     """A script's process, started by its command line."""
     command = [sys.executable, *launcher, str(ROOT / f"{script}.py"), *map(str, flags)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True, **kwargs)
 
 
 def run(script, *flags, cwd, launcher=(), timeout=150):

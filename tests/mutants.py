@@ -510,7 +510,7 @@ def attempt(mutant):
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT, Path(folder, "m"), ignore=shutil.ignore_patterns(".*", "runs", "benchmarks"))
         path = Path(folder, "m", f"{script}.py")
-        path.write_text(path.read_text().replace(old, new))
+        path.write_text(path.read_text().replace(old, new) if old else path.read_text())
         by = fails(path.parent, *[f"tests/{file}" for file in FIRST[script in OFF_POLICY]])
         by = by or fails(path.parent, "-k", script, *[f"tests/{file}" for file in THEN])
     return dict(zip(COLUMNS, (script, what, old.strip(), new.strip(), bool(by), by), strict=True))
@@ -518,6 +518,9 @@ def attempt(mutant):
 
 def main(args):
     every = mutants(args)
+    for script in tqdm(sorted({script for script, *_ in every}), unit="script", desc="unchanged"):
+        failed = attempt((script, "nothing", "", ""))["by"]
+        assert not failed, f"{script}.py as it is fails {failed}, which would count as killed"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with ThreadPoolExecutor(args.jobs) as pool, open(args.out, "w", newline="") as file:

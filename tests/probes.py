@@ -1,6 +1,7 @@
 """Environments with known answers, with unusual spaces, and with faults; importable as probes:Id."""
 
 import os
+import random
 
 import gymnasium as gym
 import numpy as np
@@ -153,6 +154,22 @@ class Spy(Probe):
         return super().step(action)
 
 
+class SpyOfLengths(Spy):
+    """Episodes of 1 to 9 steps, drawn at each reset."""
+
+    def reset(self, *, seed=None, options=None):
+        out = super().reset(seed=seed)
+        self.length = int(self.np_random.integers(1, 10))
+        return out
+
+
+class DrawsAnywhere(Spy):
+    """Is paid what Python's and numpy's own generators draw."""
+
+    def reward(self, action):
+        return random.random() + np.random.rand()
+
+
 class DictObs(Probe):
     """A Dict: the reward is in one of its entries, as the action that is right."""
 
@@ -211,6 +228,7 @@ class Fault(Probe):
 
     def reset(self, *, seed=None, options=None):
         self.count += seed is None  # a reset without a seed is a step of the vector environment
+        self.odd = seed % 2 if seed is not None else self.odd
         obs, info = super().reset(seed=seed)
         return (obs * np.nan if self.quantity == "reset" else obs), info
 
@@ -220,7 +238,7 @@ class Fault(Probe):
         if self.count > 10_000:
             raise TimeoutError("nobody ended this")
         if self.count == self.when:
-            if self.quantity == "raise":
+            if self.quantity == "raise" or (self.quantity == "raise in one" and self.odd):
                 raise RuntimeError("the simulator broke")
             if self.quantity == "exit":
                 os._exit(1)
@@ -255,6 +273,26 @@ class ActsInIntegers(Probe):
 
 class ActsInDoubles(Probe):
     action_space = Box(-np.inf, np.inf, (2,), np.float64)
+
+
+class ActsFromZero(Spy):
+    """Its bounds are some."""
+
+    action_space = Box(np.array([0, -np.inf, -np.inf], np.float32), np.array([np.inf, np.inf, 5], np.float32))
+
+
+class ActsToTenths(Spy):
+    """Of the size of its bounds, added to the lower one, rounding makes a bit more than the upper one."""
+
+    action_space = Box(np.full(3, -0.1, np.float32), np.full(3, 0.2, np.float32))
+
+
+class OwnStatistics(Spy):
+    """Tells its episodes' returns where gymnasium's wrapper does, as if it had been wrapped before."""
+
+    def step(self, action):
+        *out, info = super().step(action)
+        return *out, info | {"episode": {"r": 1.0}}
 
 
 class ActsInAlmostAll(Probe):
@@ -295,6 +333,7 @@ for name, kwargs in {
     "NanRewardSoon": {"quantity": "reward", "when": 3},
     "NanReset": {"quantity": "reset", "length": 1000},
     "Raises": {"quantity": "raise"},
+    "OneRaises": {"quantity": "raise in one"},  # of two environments, whose seeds follow each other
     "Exits": {"quantity": "exit"},
     "WrongShape": {"quantity": "whole observation", "value": np.zeros(3, np.float32)},
     "WrongType": {"quantity": "whole observation", "value": np.array(["left"])},

@@ -46,9 +46,13 @@ BATCHES = {
 
 
 def flags(script):
-    """Those of a run of eight periods, in environments that note their seeds."""
+    """Those of a run of eight periods, in environments that note their seeds.
+
+    REINFORCE's, which waits for whole episodes, have episodes of lengths that differ between ranks.
+    """
     row = SCRIPTS[script]
-    ends = ("--env-id", "probes:Spy-v0", "--total-timesteps", 8 * row.period, "--num-threads", 1)
+    env_id = "probes:SpyOfLengths-v0" if script.startswith("reinforce") else "probes:Spy-v0"
+    ends = ("--env-id", env_id, "--total-timesteps", 8 * row.period, "--num-threads", 1)
     normalised = ("--norm-obs", "--norm-reward") if hasattr(parse(script), "norm_obs") else ()
     return (*row.short, *ends, *normalised, *(("--target-kl", 0.001) if script == "ppo" else ()))
 

@@ -10,11 +10,12 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from harness import OFF_POLICY, ROOT, SCRIPTS, checkpoint, differences, parse, scalars, state, train
+from harness import BY_PROCESS, OFF_POLICY, ROOT, SCRIPTS, checkpoint, differences, parse, scalars, state, train
 from moviepy import VideoFileClip
 from probes import Spy
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+EACH_FAMILY = pytest.mark.parametrize("script", BY_PROCESS)  # for what stands below the rule and in no other way
 
 
 def small(script, updates, *flags, env_id=None):
@@ -37,6 +38,29 @@ def test_actions_from_minus_one_to_one_span_the_bounds_of_each_dimension(script,
     envs.reset(seed=0)
     envs.step(np.array([[-1, -1, -1], [1, 1, 1], [0, 0.5, -0.5], [-7, 7, 0]], np.float32))
     assert np.allclose(spy.actions, [[-2, 0, 10], [2, 1, 30], [0, 0.75, 15], [-2, 1, 20]])
+
+
+@EACH_SCRIPT
+def test_actions_at_the_bounds_are_not_rounded_beyond_them(script, spy):
+    envs = import_module(script).make_envs(parse(script, "--env-id", "probes:ActsToTenths-v0"), 1)
+    envs.reset(seed=0)
+    envs.step(np.ones((1, 3), np.float32))
+    assert envs.unwrapped.single_action_space.contains(spy.actions[0])
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in OFF_POLICY])
+def test_bounds_that_are_some_are_kept(script, spy):
+    """There is no size to rescale by: actions are as the policy gives them, and the nearest that is allowed."""
+    envs = import_module(script).make_envs(parse(script, "--env-id", "probes:ActsFromZero-v0"), 2)
+    envs.reset(seed=0)
+    envs.step(np.array([[-1, -7, 7], [2, 7, -7]], np.float32))
+    assert np.array_equal(spy.actions, [[0, -7, 5], [2, 7, -7]])
+
+
+@EACH_FAMILY
+def test_an_environment_with_statistics_of_its_own(script, spy, folder):
+    _, result = train(script, *small(script, 20, env_id="probes:OwnStatistics-v0"))
+    assert scalars(result.folder)["charts/episodic_return"][-1][1] == 7
 
 
 @EACH_SCRIPT
@@ -106,7 +130,7 @@ def test_evaluation_plays_one_whole_episode_each(script, folder):
     """Episodes end after 1 to 9 steps, by the seed; any but the first of an environment would pay 100 a step."""
     module, args = import_module(script), parse(script, "--env-id", "probes:FirstEpisodePays-v0")
     agent = module.Agent(module.make_envs(args, 1), args)
-    returns = module.evaluate(agent, args, 6, 40)
+    returns = module.evaluate(agent, args, episodes=6, seed=40)
     assert returns.dtype == np.float64 and returns.shape == (6,)
     lengths = [int(np.random.Generator(np.random.PCG64(40 + i)).integers(1, 10)) for i in range(6)]
     assert returns.tolist() == lengths and len(set(lengths)) > 1
@@ -154,13 +178,41 @@ def test_flags_are_in_the_log(script, folder):
     assert b"0.875" in events
 
 
-@EACH_SCRIPT
+@EACH_FAMILY
 def test_a_resumed_run_goes_on_in_its_log(script, folder):
+    """Also from a checkpoint that is older than the end of the log, as a crash leaves it."""
+    row = SCRIPTS[script]
     _, result = train(script, *small(script, 2))
-    time.sleep(1)  # TensorBoard reads its files in the order of the seconds in their names
-    train(script, "--resume", result.folder, "--total-timesteps", 4 * SCRIPTS[script].period)
-    steps = [step for step, _ in scalars(result.folder)[f"losses/{SCRIPTS[script].losses[0]}"]]
-    assert steps == [SCRIPTS[script].period * k for k in (1, 2, 3, 4)]
+    path = result.folder / "checkpoint.pt"
+    older = path.read_bytes()
+    for total in (3, 4):
+        time.sleep(1)  # TensorBoard reads its files in the order of the seconds in their names
+        path.write_bytes(older)
+        train(script, "--resume", result.folder, "--total-timesteps", total * row.period)
+    steps = [step for step, _ in scalars(result.folder)[f"losses/{row.losses[0]}"]]
+    assert steps == [row.period * k for k in (1, 2, 3, 4)]
+
+
+@EACH_FAMILY
+def test_the_bar_shows_steps_and_return(script, folder, monkeypatch):
+    module, bars, shown = import_module(script), [], []
+
+    class Bar(module.tqdm):
+        def set_postfix_str(self, text, refresh):
+            shown.append(text)
+
+    monkeypatch.setattr(module, "tqdm", lambda **kwargs: bars.append(Bar(**kwargs)) or bars[-1])
+    _, result = train(script, *small(script, 20, env_id="probes:Pendulum7-v0"))
+    (bar,) = bars
+    assert bar.n == bar.total == result.steps
+    assert (shown[0] == "no episode has ended") == (script == "td3")  # whose first update comes after one step
+    assert shown[-1] == f"return {scalars(result.folder)['charts/episodic_return'][-1][1]:.1f}"
+
+
+@EACH_SCRIPT
+def test_the_return_that_is_shown_is_of_twenty_episodes(script):
+    envs = import_module(script).make_envs(parse(script, "--env-id", "probes:Spy-v0"), 1)
+    assert envs.return_queue.maxlen == envs.length_queue.maxlen == 20
 
 
 @EACH_SCRIPT
@@ -168,7 +220,7 @@ def test_video_shows_an_episode(script, folder):
     """As many frames as the episode has observations, and they show something that moves."""
     film = SCRIPTS[script].film
     _, result = train(script, *small(script, 1, "--capture-video", "--eval-episodes", 1, env_id=film))
-    (path,) = result.folder.rglob("*.mp4")
+    (path,) = (result.folder / "video").glob("*.mp4")
     with VideoFileClip(str(path)) as clip:
         frames = list(clip.iter_frames())
     cartpole = film == "CartPole-v1"
@@ -261,6 +313,7 @@ def test_anneal_lr(script, folder):
         _, result = train(script, *flags, flag)
         rates[flag] = [value for _, value in scalars(result.folder)["charts/learning_rate"]]
         assert checkpoint(result.folder)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(rates[flag][-1])
+        assert checkpoint(result.folder)["optimizer"]["param_groups"][0]["eps"] == 1e-4  # README says why
     assert rates["--anneal-lr"] == pytest.approx([0.004, 0.003, 0.002, 0.001])
     assert rates["--no-anneal-lr"] == pytest.approx([0.004] * 4)
 
@@ -300,11 +353,8 @@ def test_flags_change_what_they_should(script, folder):
     base = weights("")
     for flags in CHANGES[script]:
         assert differences(base, weights(flags)), f"{flags} changes nothing"
-    try:
-        for flags in ("--eval-episodes 3", "--num-threads 2", "--device cpu"):
-            assert differences(base, weights(flags)) == [], f"{flags} changes what is learnt"
-    finally:
-        torch.set_num_threads(1)
+    for flags in ("--eval-episodes 3", "--num-threads 2", "--device cpu"):
+        assert differences(base, weights(flags)) == [], f"{flags} changes what is learnt"
 
 
 @EACH_SCRIPT
@@ -326,6 +376,9 @@ def test_copied_alone_with_its_metadata(script):
 )
 def test_compiled_is_eager_to_rounding(script, flags, folder):
     """Long, as compiling takes its time. Several updates, with every branch of the loss."""
+    compiled_functions = import_module(script).compiled
+    compiled_functions.cache_clear()
     every = (*small(script, 4 if script in OFF_POLICY else 2), *flags)
     eager, compiled = (state(train(script, *every, *more)[1].folder)["agent"] for more in ((), ("--compile",)))
+    assert compiled_functions.cache_info().currsize == 1
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)

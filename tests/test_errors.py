@@ -155,6 +155,16 @@ def test_minibatches_divide_the_batch(script, minibatches, folder):
     assert no_runs(folder)
 
 
+@pytest.mark.parametrize("script", ["a2c", "ppo"])
+def test_an_advantage_alone_is_not_normalised(script, folder):
+    """It would be 0, and no policy be learnt."""
+    flags = ("--num-envs", 2, "--num-steps", 2, "--total-timesteps", 4)
+    flags += ("--num-minibatches", 4) if script == "ppo" else ("--num-envs", 1, "--num-steps", 1)
+    assert_refused(end(script, *flags, "--norm-adv"), script, "--no-norm-adv")
+    assert no_runs(folder)
+    train(script, *flags, "--no-norm-adv")
+
+
 @EACH_SCRIPT
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="here is one")
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -326,13 +336,15 @@ def assert_last_checkpoint_is_kept(script, folder):
     ],
 )
 def test_a_number_that_is_none_stops_the_run(script, env_id, quantity, folder):
-    assert_refused(end(script, *faulty(script, env_id)), script, quantity, "step 74")
+    outcome = end(script, *faulty(script, env_id))
+    assert_refused(outcome, script, quantity, f"step 74; {next(Path('runs').iterdir())} keeps the last checkpoint")
     assert_last_checkpoint_is_kept(script, folder)
 
 
 @EACH_SCRIPT
 def test_a_first_observation_that_is_none_stops_the_run(script, folder):
-    assert_refused(end(script, *faulty(script, "NanReset-v0")), script, "observation", " step ")
+    outcome = end(script, *faulty(script, "NanReset-v0"))
+    assert_refused(outcome, script, "observation", "step 0; no checkpoint was saved yet")
 
 
 @EACH_SCRIPT
@@ -361,6 +373,17 @@ def test_a_loss_that_is_none_stops_the_run(script, folder):
             assert all(weight.isfinite().all() for weight in checkpoint(path)["agent"].values())
 
 
+@pytest.mark.parametrize("script", ["reinforce", "a2c"])
+def test_a_weight_that_is_none_is_not_saved(script, folder):
+    """The loss that it comes from is a number, and the next will not be: only the weights can tell."""
+    rate = ("--learning-rate", "1e39")  # infinite in single precision
+    outcome = end(
+        script, *SCRIPTS[script].short, "--env-id", SCRIPTS[script].env_ids[-1], "--checkpoint-every", 1, *rate
+    )
+    assert_refused(outcome, script, "a weight is not finite", f"step {SCRIPTS[script].period}")
+    assert not list(folder.glob("runs/*/checkpoint.pt"))
+
+
 @EACH_SCRIPT
 @pytest.mark.parametrize(
     ("env_id", "error", "words"),
@@ -383,7 +406,7 @@ def test_an_environment_that_fails_keeps_its_error_and_the_step(script, env_id, 
     ("script", "env_id", "words"),
     [
         ("ppo", "Raises-v0", "RuntimeError: the simulator broke"),
-        ("td3", "Raises-v0", "RuntimeError: the simulator broke"),
+        ("td3", "OneRaises-v0", "RuntimeError: the simulator broke"),  # the others live
         ("ppo", "WrongShape-v0", "ValueError"),
         ("td3", "Exits-v0", "EOFError"),  # its process is gone, without a word
     ],

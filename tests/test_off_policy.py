@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from importlib import import_module
 from unittest import mock
 
@@ -164,7 +165,7 @@ def test_each_fix_of_td3_makes_a_difference(fix):
 
 
 def test_the_actor_is_delayed():
-    """Of six updates, the actor and all targets take part in those of count 0, 3 and 6."""
+    """Of seven updates, the actor and all targets take part in those of count 0, 3 and 6."""
     _, args, agent = make("td3", "--policy-frequency", 3)
     optimizers = adam(agent)
     for count in range(7):
@@ -421,8 +422,8 @@ def test_a_full_buffer_is_saved_without_a_copy_and_a_part_of_one_as_that_part(sc
     assert buffer.state_dict()["rows"].data_ptr() == buffer.rows.data_ptr()
 
 
-def test_what_a_full_memory_refuses_names_the_size(monkeypatch):
-    """3 transitions of 11 numbers of 4 bytes fit into 132 free bytes, and 4 do not."""
+def test_what_a_full_memory_refuses_names_the_size(monkeypatch, capsys):
+    """23 transitions of 11 numbers of 4 bytes fit into 1024 free bytes, and 24 do not."""
     module, args, _ = make("td3")
     text = mock.Mock(return_value="MemTotal: 9 kB\nMemAvailable:   1 kB\n")
     monkeypatch.setattr("pathlib.Path.read_text", text)
@@ -430,6 +431,7 @@ def test_what_a_full_memory_refuses_names_the_size(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         module.ReplayBuffer(24, module.make_envs(args, 1), torch.device("cpu"))
     assert stop.value.code == 2
+    assert re.search(r"24 .* take 0\.0 GiB, and 0\.0 GiB are free$", capsys.readouterr().err.strip())
 
 
 @EACH_SCRIPT

@@ -6,7 +6,7 @@ from math import e, log, pi, sqrt
 import numpy as np
 import pytest
 import torch
-from harness import OFF_POLICY, SCRIPTS
+from harness import OFF_POLICY, SCRIPTS, train
 from torch.distributions import Categorical
 
 close = torch.testing.assert_close
@@ -80,7 +80,7 @@ def test_sampled_actions_follow_the_policy(module):
 
 
 def test_actions_are_of_the_normalised_observation(module):
-    """The policy that acts is the one whose log-probabilities training takes: both see what --norm-obs makes."""
+    """Sampled or greedy, they are the policy's for what --norm-obs makes of what is observed."""
     agent, obs, _ = agent_and_decisions(module, "Pendulum-v1", norm_obs=True)
     agent.norm_obs.update(5 + 3 * torch.randn(50, 1, 3), torch.ones(50, 1))
     assert torch.equal(agent.act(obs, greedy=True), agent.actor(agent.norm_obs(obs)))
@@ -89,6 +89,31 @@ def test_actions_are_of_the_normalised_observation(module):
     agent.norm_obs.on = False
     torch.manual_seed(0)
     assert (sample - agent.act(obs)).abs().max() > 0.01
+
+
+def test_the_policy_that_acts_is_the_one_that_is_trained(module, folder, monkeypatch):
+    """A rollout is trained on as it was seen when it was acted on: new statistics are for the next."""
+    acted, trained = [], []
+    act, update = module.Agent.act, module.update
+
+    def note_act(agent, obs, greedy=False):
+        if not greedy and obs.dim() == 2:
+            acted.extend(map(tuple, agent.norm_obs(obs).tolist()))
+        return act(agent, obs, greedy)
+
+    def note_update(agent, optimizer, batch, args):
+        trained.append(batch[0].tolist())
+        return update(agent, optimizer, batch, args)
+
+    monkeypatch.setattr(module.Agent, "act", note_act)
+    monkeypatch.setattr(module, "update", note_update)
+    row = SCRIPTS[module.__name__]
+    whole = ("--update-epochs", 1, "--num-minibatches", 1) if module.__name__ == "ppo" else ()
+    train(
+        module.__name__, *row.short, *whole, "--env-id=probes:Spy-v0", "--norm-obs", "--total-timesteps", 3 * row.period
+    )
+    assert len(trained) == 3
+    assert sorted(acted) == sorted(tuple(obs) for batch in trained for obs in batch)
 
 
 def merged(norm, *batches):
@@ -165,8 +190,11 @@ def test_scaled_rewards_end_at_ten(module):
 
 
 def test_initial_networks(module):
-    """Orthogonal weights: the policy starts near uniform (gain 0.01), and the value's last layer has gain 1."""
+    """Orthogonal weights of the gains that `mlp` is given: 0.01 for the last of a policy, which starts near uniform."""
     torch.manual_seed(0)
+    args = module.Args(env_id="probes:Spy-v0")
+    actor = module.Agent(module.make_envs(args, 1), args).actor
+    close(actor[-1].weight @ actor[-1].weight.T, 0.01**2 * torch.eye(3), rtol=0, atol=1e-6)
     linear = [layer for layer in module.mlp(8, 64, 3, 0.01) if isinstance(layer, torch.nn.Linear)]
     for layer, gain in zip(linear, (sqrt(2), sqrt(2), 0.01), strict=True):
         weight = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T

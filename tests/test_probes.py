@@ -129,7 +129,14 @@ def test_running_statistics_are_of_decisions(script, folder):
 
 
 @pytest.mark.parametrize("script", ["a2c", "ppo"])
-def test_a_rollout_leaves_out_the_reset_steps_and_no_other(script, folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("segment", "decisions"),
+    [
+        (240, 3 * 3 * (13 * 5 + 2)),  # 80 steps of each environment: 13 episodes with a reset step each, and 2 steps
+        (15, 720),  # a rollout is an episode, and the reset after it is the segment's
+    ],
+)
+def test_a_rollout_leaves_out_the_reset_steps_and_no_other(script, segment, decisions, folder, monkeypatch):
     """After five steps comes an observation of zeros, and the step from it only resets; rollouts of 5 cut anywhere."""
     module, rows = import_module(script), []
     update = module.update
@@ -146,9 +153,8 @@ def test_a_rollout_leaves_out_the_reset_steps_and_no_other(script, folder, monke
     monkeypatch.setattr(module, "update", note)
     flags = "--num-envs 3 --num-steps 5 --total-timesteps 720"
     flags += " --num-minibatches 1 --update-epochs 1" if script == "ppo" else ""
-    train(script, "--env-id", "probes:EndsAtFive-v0", *flags.split(), "--checkpoint-every", 240)
+    train(script, "--env-id", "probes:EndsAtFive-v0", *flags.split(), "--checkpoint-every", segment)
     obs, valid = (torch.cat(x) for x in zip(*rows, strict=True))
     assert len(obs) == 720
     assert torch.equal(valid, obs.sum(-1))
-    # a segment of 240 steps is 80 of each environment: 13 episodes with a reset step after each, and 2 steps
-    assert valid.sum() == 3 * 3 * (13 * 5 + 2)
+    assert valid.sum() == decisions

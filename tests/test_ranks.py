@@ -101,8 +101,8 @@ def rank_of(pid):
     return int(re.search(r"(?:^|\0)RANK=(\d)", open(f"/proc/{pid}/environ").read())[1])
 
 
-def lose_a_rank(process, rank, folder):
-    """Kill a rank of a run after two more checkpoints of it -> how the whole ends, and in how many seconds."""
+def lose_a_rank(process, rank, folder, number=signal.SIGKILL):
+    """Send a rank of a run a signal after two more checkpoints of it -> how the whole ends, and in how many seconds."""
     seen, deadline = [], time.monotonic() + 90
     while len(set(seen)) < 3:  # the first may be an old one
         assert process.poll() is None, process.stderr.read()
@@ -111,7 +111,7 @@ def lose_a_rank(process, rank, folder):
         time.sleep(0.01)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     (pid,) = [int(child) for child in children if rank_of(child) == rank]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
     began = time.monotonic()
     stdout, stderr = process.communicate(timeout=120)
     return process.returncode, stdout, stderr, time.monotonic() - began
@@ -145,6 +145,21 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(never_s
     assert (last_line(stdout).mean, last_line(stdout).steps) == (expected.mean, expected.steps)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="a process's rank is read from /proc")
+def test_a_signal_to_one_rank_stops_all(tmp_path):
+    """After the same update: what they save holds the state of both."""
+    process = start("ppo", *long("ppo"), "--total-timesteps", 10**6, cwd=tmp_path, launcher=TORCHRUN)
+    try:
+        status, stdout, stderr, seconds = lose_a_rank(process, 1, tmp_path, signal.SIGTERM)
+    finally:
+        process.kill()
+    assert status != 0 and stdout == "" and seconds < 30
+    (folder,) = tmp_path.glob("runs/*")
+    saved = checkpoint(folder)
+    assert f"stopped at step {saved['step']}: python ppo.py --resume {folder.relative_to(tmp_path)}" in stderr
+    assert len(saved["others"]) == 1
+
+
 @pytest.mark.parametrize("never_stopped", ["ppo"], indirect=True)
 def test_two_hosts_are_one_run(never_stopped, tmp_path):
     """Two torchruns that reach each other by two addresses, as two machines do: the same bits as two processes here."""
@@ -168,3 +183,12 @@ def test_two_hosts_are_one_run(never_stopped, tmp_path):
     assert other == "" and not (tmp_path / "host1" / "runs").exists()
     result = last_line(stdout)
     assert differences(state(tmp_path / "host0" / result.folder), state(other_cwd / expected.folder)) == []
+
+
+def test_what_a_cluster_says_of_ranks_is_torchruns_to_use(folder, monkeypatch):
+    """Some set it for every process: without torchrun there is one, which counts its own steps and saves."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _, result = train("ppo", *SCRIPTS["ppo"].short, "--total-timesteps", SCRIPTS["ppo"].period)
+    assert result.steps == checkpoint(result.folder)["step"] == SCRIPTS["ppo"].period
+    train("ppo", "--evaluate", result.folder)

@@ -1,5 +1,7 @@
 """A run that was stopped and resumed is the run that was never stopped, bit by bit."""
 
+import contextlib
+import hashlib
 import os
 import random
 import re
@@ -12,7 +14,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import BY_PROCESS, SCRIPTS, checkpoint, differences, end, last_line, parse, scalars, start, state, train
+from harness import (
+    BY_PROCESS,
+    SCRIPTS,
+    checkpoint,
+    differences,
+    end,
+    last_line,
+    parse,
+    run,
+    scalars,
+    start,
+    state,
+    train,
+    write_checkpoint,
+)
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 EACH_FAMILY = pytest.mark.parametrize("script", BY_PROCESS)  # for what stands below the rule and in no other way
@@ -28,6 +44,7 @@ RUNS = [
     ("sac", "probes:Pendulum7-v0", ()),
 ]
 SEGMENT = 32  # updates between two checkpoints
+MOMENTS = random.Random()  # a run seeds Python's own
 
 
 def small(script, segments, *flags, env_id=None):
@@ -38,22 +55,23 @@ def small(script, segments, *flags, env_id=None):
 
 
 def wait(process, cwd, checkpoints, seconds=60):
-    """Return soon after a process has put so many checkpoints in place."""
-    seen, deadline = None, time.monotonic() + seconds
-    while checkpoints:
+    """Return soon after a process has put so many checkpoints in place -> seconds between the last two."""
+    seen, deadline = [], time.monotonic() + seconds
+    while len(seen) < checkpoints:
         assert process.poll() is None, f"ended before it could be stopped: {process.stderr.read()}"
         assert time.monotonic() < deadline, "no checkpoint in time"
-        now = [path.stat().st_mtime_ns for path in cwd.glob("runs/*/checkpoint.pt")]
-        checkpoints, seen = checkpoints - (now != (seen or [])), now
+        now = [path.stat().st_mtime for path in cwd.glob("runs/*/checkpoint.pt")]
+        seen += [moment for moment in now if moment not in seen]
         time.sleep(0.005)
+    return seen[-1] - seen[-2]
 
 
 def stop(number, script, *flags, cwd, checkpoints):
     """Start a run, send it a signal at some moment after so many checkpoints -> exit status, output, errors."""
     process = start(script, *flags, cwd=cwd)
     try:
-        wait(process, cwd, checkpoints)
-        time.sleep(random.uniform(0, 0.2))
+        segment = wait(process, cwd, checkpoints)
+        time.sleep(MOMENTS.uniform(0, min(segment, 0.2)))
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
     finally:
@@ -204,6 +222,33 @@ def test_a_third_signal_ends_what_would_never_end(script, folder, monkeypatch):
     assert "stopped at once" in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # Python's own choice on Linux, until and from 3.14 on
+def test_an_interrupt_at_the_keyboard_stops_a_run_of_several_processes(method, folder):
+    """A terminal sends it to all: the environments' processes leave the answer to the script, and end in silence."""
+    script = BY_PROCESS[0]
+    launcher = f"import multiprocessing, runpy, sys; multiprocessing.set_start_method('{method}'); del sys.argv[0]; "
+    launcher = ("-c", launcher + "runpy.run_path(sys.argv[0], run_name='__main__')")
+    flags = (*small(script, 1000), "--async-envs")
+    process = start(script, *flags, cwd=folder, launcher=launcher, start_new_session=True)
+    try:
+        wait(process, folder, 2)
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    (path,) = folder.glob("runs/*")
+    saved = checkpoint(path)["step"]
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1].startswith(f"stopped at step {saved}: python {script}.py --resume")
+    assert "Traceback" not in stderr
+
+    if method == "fork":
+        more = ("--resume", path, "--total-timesteps", saved + 100)
+        status, _, stderr = run(script, *more, cwd=folder)
+        assert status == 0 and "Traceback" not in stderr
+
+
 @EACH_FAMILY
 @pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 130)])
 def test_a_signal_after_the_last_update(signals, status, script, folder, monkeypatch):
@@ -333,6 +378,9 @@ def test_a_checkpoint_is_flushed_before_it_is_put_in_place(script, folder, monke
     flush, calls = os.fsync, []
 
     def fail_at_the_second(file):
+        (path,) = Path("runs").glob("*/checkpoint.tmp")
+        content = path.read_bytes()  # what has left the program, and will be flushed
+        assert content[-32:] == hashlib.sha256(content[:-32]).digest()
         calls.append(file)
         if len(calls) == 2:
             raise OSError("the disk is gone")
@@ -352,15 +400,31 @@ def test_a_checkpoint_is_flushed_before_it_is_put_in_place(script, folder, monke
 
 @EACH_SCRIPT
 def test_a_longer_total_extends_a_finished_run(script, folder):
-    """Without annealing, whose slope is of the total, two segments and two more are four."""
+    """Without annealing, whose slope is of the total, two segments and two more are four.
+
+    Also where an environment draws from Python's and numpy's own generators, which a segment seeds too.
+    """
     steady = ("--no-anneal-lr",) if hasattr(parse(script), "anneal_lr") else ()
-    _, short = train(script, *small(script, 2, *steady))
-    _, longer = train(script, *small(script, 4, *steady))
+    env_id = "probes:DrawsAnywhere-v0" if script in BY_PROCESS else None
+    _, short = train(script, *small(script, 2, *steady, env_id=env_id))
+    _, longer = train(script, *small(script, 4, *steady, env_id=env_id))
     total = 4 * SEGMENT * SCRIPTS[script].period
     _, extended = train(script, "--resume", short.folder, "--total-timesteps", total)
     assert (extended.steps, extended.folder) == (total, short.folder)
     assert differences(state(short.folder), state(longer.folder)) == []
     assert checkpoint(short.folder)["args"]["total_timesteps"] == total
+
+
+@EACH_FAMILY
+def test_seconds_go_on(script, folder):
+    """The last line's seconds are of all that was trained, and its rate is by them."""
+    _, trained = train(script, *small(script, 1))
+    write_checkpoint(trained.folder / "checkpoint.pt", checkpoint(trained.folder) | {"seconds": 1000.0})
+    assert train(script, "--evaluate", trained.folder)[1].seconds == 1000
+    total = trained.steps + 100 * SCRIPTS[script].period
+    _, result = train(script, "--resume", trained.folder, "--total-timesteps", total)
+    assert 1000 < result.seconds < 1100
+    assert result.speed == round(total / result.seconds)
 
 
 @EACH_SCRIPT
