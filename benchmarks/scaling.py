@@ -1,12 +1,12 @@
-"""How speed and memory follow the sizes: environments, processes, width, batch, threads, replay buffer.
+"""How speed and memory follow the sizes: environments, processes, width, batch, its split, threads, replay buffer.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --only environments
     python benchmarks/scaling.py --draw
 
 Each point is a run of a script, alone, with clocks around its parts. A model whose constants are taken at the two ends
-of the environments' curve in one process predicts what lies between, and two processes. --draw makes the figure and the
-tables of SCALING.md from results/scaling.csv and runs nothing.
+of the environments' curve in one process predicts what lies between, and two processes; likewise an update whose batch
+two processes share. --draw makes the figure and the tables of SCALING.md from results/scaling.csv and runs nothing.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import common
 from tqdm import tqdm
@@ -53,36 +54,59 @@ COLUMNS = (
 )
 FIGURES = common.ROOT / "benchmarks" / "figures"
 PAGE = common.ROOT / "benchmarks" / "SCALING.md"
-COLORS = {"ppo": "#0072b2", "a2c": "#e69f00", "td3": "#cc79a7", "sac": "#d55e00"}
-SIZES = {  # by curve, the flag that is varied, and its values
+COLORS = {
+    "reinforce": "#999999",
+    "reinforce_baseline": "#56b4e9",
+    "a2c": "#e69f00",
+    "ppo": "#0072b2",
+    "ddpg": "#009e73",
+    "td3": "#cc79a7",
+    "sac": "#d55e00",
+}
+SIZES = {  # by curve, what is varied, and its values
     "environments": ("--num-envs", (1, 4, 16, 64, 256, 1024)),
     "width": ("--hidden-size", (32, 64, 128, 256, 512, 1024)),
     "batch": ("--batch-size", (32, 128, 512, 2048)),
+    "split": ("batch, shared by the processes", (64, 256, 1024, 4096)),
     "buffer": ("--buffer-size", (1_000, 10_000, 100_000, 1_000_000)),
 }
 CHEETAH = "--env-id HalfCheetah-v5 --learning-starts 1000"
 
 
-def one_update(vector_steps):
+def on_policy(vector_steps, least):
+    """Flags for n environments in each of p processes: so many vector steps, and at least so many steps."""
+    return lambda n, p: f"--num-envs {n} --total-timesteps {max(least, vector_steps * n * p)}"
+
+
+def one_update(n, p):
     """Off-policy flags for one update per vector step: the update ratio falls as environments are added."""
-    return lambda n: f"{CHEETAH} --utd {1 / n} --buffer-size 300000 --total-timesteps {1000 + vector_steps * n}"
+    rest = f"--utd {1 / (n * p)} --buffer-size 300000 --total-timesteps {1000 + 160 * n * p}"
+    return f"--num-envs {n} {CHEETAH} {rest}"
 
 
-RUNS = {  # by curve and script, the other flags of the run of a size, summed over processes
+def width(steps):
+    return lambda n, p: f"--hidden-size {n} --total-timesteps {steps}"
+
+
+def batch(n, p):
+    """Off-policy flags for a batch of n transitions, of which each process has its share."""
+    return f"--batch-size {n // p} --total-timesteps 1300"
+
+
+RUNS = {  # by curve and script, the flags of the run of a size in so many processes
     "environments": {
-        "ppo": lambda n: f"--total-timesteps {max(4096, 512 * n)}",
-        "a2c": lambda n: f"--total-timesteps {max(8192, 1024 * n)}",
-        "td3": one_update(160),
-        "sac": one_update(160),
+        **{script: on_policy(1024, 8192) for script in ("reinforce", "reinforce_baseline", "a2c")},
+        "ppo": on_policy(512, 4096),
+        **dict.fromkeys(("ddpg", "td3", "sac"), one_update),
     },
-    "width": {
-        "ppo": lambda n: "--total-timesteps 8192",
-        "td3": lambda n: "--total-timesteps 1300",
-        "sac": lambda n: "--total-timesteps 1300",
-    },
-    "batch": {script: lambda n: "--total-timesteps 1300" for script in ("td3", "sac")},
+    "width": {"ppo": width(8192), "td3": width(1300), "sac": width(1300)},
+    "batch": {"td3": batch, "sac": batch},
+    # Four minibatches of 16 steps: a quarter as many environments as transitions in a batch
+    "split": {"ppo": lambda n, p: on_policy(512, 4096)(n // 4 // p, p), "td3": batch, "sac": batch},
     "buffer": {  # random actions alone, as many as fill it
-        "td3": lambda n: f"--num-envs 50 --hidden-size 16 --total-timesteps {n} --learning-starts {n - 50}"
+        "td3": lambda n, p: (
+            f"--buffer-size {n} --num-envs 50 --hidden-size 16 --total-timesteps {n} --learning-starts {n - 50}"
+        )
     },
 }
 
@@ -90,8 +114,11 @@ RUNS = {  # by curve and script, the other flags of the run of a size, summed ov
 @dataclass
 class Args:
     only: str = ""  # one curve; else all
+    scripts: tuple[
+        Literal["reinforce", "reinforce_baseline", "a2c", "ppo", "ddpg", "td3", "sac"], ...
+    ] = ()  # none: all
     device: str = "cpu"  # where networks and data live: cpu or cuda
-    out: Path = Path("benchmarks/results/scaling.csv")  # rows of a curve that is run again are replaced
+    out: Path = Path("benchmarks/results/scaling.csv")  # rows of a script's curve that is run again are replaced
     draw: bool = False  # make the figures and tables from the table, and run nothing
 
 
@@ -229,6 +256,12 @@ def parts_table(rows):
     return "\n".join(lines)
 
 
+def all_reduce(rows, script):
+    """The median of what two processes took for it over all numbers of environments, in microseconds."""
+    times = [number(row, "all_reduce_us") for row in select(rows, script=script, processes=2)]
+    return statistics.median(times) if times else 0
+
+
 def model_table(rows):
     """Predicted against measured steps per second for 1 and 2 processes; what made the constants is in brackets."""
     lines = [
@@ -238,8 +271,6 @@ def model_table(rows):
     for script in RUNS["environments"]:
         singles = {row["size"]: row for row in select(rows, script=script, processes=1)}
         pairs = {row["size"]: row for row in select(rows, script=script, processes=2)}
-        reduces = [number(row, "all_reduce_us") for row in pairs.values()]
-        all_reduce_us = statistics.median(reduces) if reduces else 0
         ends = sorted(singles, key=int)[:1] + sorted(singles, key=int)[-1:]
         for size in sorted(singles, key=int):
             one = number(singles[size], "steps_per_second")
@@ -247,7 +278,7 @@ def model_table(rows):
             cells = [f"{one:,.0f}", f"({forecast:,.0f})" if size in ends else f"{forecast:,.0f}"]
             if size in pairs:
                 two = number(pairs[size], "steps_per_second")
-                forecast = predict(rows, pairs[size], all_reduce_us)
+                forecast = predict(rows, pairs[size], all_reduce(rows, script))
                 cells += [f"{two:,.0f}", f"{forecast:,.0f}", f"{two / one:.2f}"]
             lines.append(f"| `{script}.py` | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -270,11 +301,35 @@ def reduce_table(rows):
     return "\n".join(lines)
 
 
+def predict_split(rows, row, all_reduce_us):
+    """Microseconds of a row's update by the model: a + b B / P + all-reduce, for a batch of B shared by P processes.
+
+    a and b are of one process with the smallest and the largest batch.
+    """
+    mine = sorted(select(rows, script=row["script"], processes=1), key=lambda other: int(other["size"]))
+    return line(mine[0], mine[-1], "update_us")(int(row["size"]) / int(row["processes"])) + all_reduce_us
+
+
+def split_table(rows, all_reduces):
+    """An update of one process, and of two that share its batch: measured, predicted, and what is gained."""
+    lines = ["| script | batch | one process, us | two, us | of it all-reduce, us | predicted, us | gain | predicted |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in select(rows, processes=2):
+        (single,) = select(rows, script=row["script"], size=row["size"], processes=1)
+        times = [number(single, "update_us"), number(row, "update_us"), number(row, "all_reduce_us")]
+        times.append(predict_split(rows, row, all_reduces[row["script"]]))
+        cells = [f"{time:,.0f}" for time in times] + [f"{times[0] / times[i]:.2f}" for i in (1, 3)]
+        lines.append(f"| `{row['script']}.py` | {row['size']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_tables(text, rows):
     """SCALING.md's text with the tables of these rows between their marks."""
-    rows = select(rows, curve="environments", threads=1)
-    for name, table in (("parts", parts_table), ("model", model_table), ("reduce", reduce_table)):
-        made = f"<!-- {name} -->\n{table(rows)}\n<!-- end -->"
+    rows, split = (select(rows, curve=curve, threads=1) for curve in ("environments", "split"))
+    tables = {"parts": parts_table(rows), "model": model_table(rows), "reduce": reduce_table(rows)}
+    tables["split"] = split_table(split, {script: all_reduce(rows, script) for script in RUNS["split"]})
+    for name, table in tables.items():
+        made = f"<!-- {name} -->\n{table}\n<!-- end -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
     return text
 
@@ -291,7 +346,7 @@ def draw(rows):
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
-        column = "peak_rss_mb" if name == "buffer" else "steps_per_second"
+        column = {"buffer": "peak_rss_mb", "split": "update_us"}.get(name, "steps_per_second")
         for script in RUNS[name]:
             for threads, processes, style in ((1, 1, "-o"), (2, 1, "--s"), (1, 2, ":^")):
                 mine = select(rows, curve=name, script=script, threads=threads, processes=processes)
@@ -301,7 +356,8 @@ def draw(rows):
                     label = f"{script}, {of}" if name != "buffer" else script
                     axis.plot(*zip(*points, strict=True), style, color=COLORS[script], label=label, markersize=4)
         axis.set(xscale="log", yscale="log", xlabel=SIZES[name][0], title=name)
-        axis.set_ylabel("peak memory, MB" if name == "buffer" else "environment steps per second")
+        labels = {"buffer": "peak memory, MB", "split": "microseconds of an update"}
+        axis.set_ylabel(labels.get(name, "environment steps per second"))
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)
     FIGURES.mkdir(exist_ok=True)
@@ -309,10 +365,12 @@ def draw(rows):
     figure.savefig(FIGURES / "scaling.svg", metadata={"Date": None})
 
 
-def points_of(curve):
-    """The runs of a curve: script, size, threads, processes."""
-    ways = {"environments": ((1, 1), (1, 2)), "buffer": ((1, 1),)}.get(curve, ((1, 1), (2, 1)))
-    return [(curve, script, size, *way) for script in RUNS[curve] for size in SIZES[curve][1] for way in ways]
+def points_of(curve, scripts):
+    """The runs of a curve: script, size, threads, processes; of these scripts alone, if any are named."""
+    two_processes = ((1, 1), (1, 2))
+    ways = {"environments": two_processes, "split": two_processes, "buffer": ((1, 1),)}.get(curve, ((1, 1), (2, 1)))
+    chosen = [script for script in RUNS[curve] if script in scripts or not scripts]
+    return [(curve, script, size, *way) for script in chosen for size in SIZES[curve][1] for way in ways]
 
 
 def main():
@@ -328,11 +386,13 @@ def main():
         chosen, origin = [args.only] if args.only else list(SIZES), common.provenance()
         for curve in chosen:  # its old rows stay until it is whole
             new = []
-            for _, script, size, threads, processes in tqdm(points_of(curve), unit="run", desc=curve):
-                flags = f"{SIZES[curve][0]} {size} {RUNS[curve][script](size * processes)}"
+            points = points_of(curve, args.scripts)
+            for _, script, size, threads, processes in tqdm(points, unit="run", desc=curve):
+                flags = RUNS[curve][script](size, processes)
                 row = {"curve": curve, "script": script, "size": size, "threads": threads, "processes": processes}
                 new.append(row | {"flags": flags} | run(script, flags, threads, processes, args.device) | origin)
-            rows = [row for row in rows if row["curve"] != curve] + new
+            replaced = {(curve, script) for _, script, *_ in points}
+            rows = [row for row in rows if (row["curve"], row["script"]) not in replaced] + new
             common.replace_rows(args.out, COLUMNS, rows)
     rows = common.read_rows(args.out, COLUMNS)
     if missing := [curve for curve in SIZES if not any(row["curve"] == curve for row in rows)]:

@@ -30,6 +30,32 @@ def test_the_model_by_hand(scaling):
     assert scaling.predict(rows, rows[3], all_reduce_us=15) == pytest.approx(1e6 * 6 / 120)
 
 
+def test_a_split_batch_by_hand(scaling):
+    """100 us for a batch of 64 and 196 for one of 256 are 68 and half a microsecond for each of the batch.
+
+    Two processes with 256 take 68 + 64 and an all-reduce of 15 us.
+    """
+    rows = [row(64, 0, 0, 100, 0), row(256, 0, 0, 196, 0), row(256, 0, 0, 999, 0, processes=2)]
+    rows = [row | {"all_reduce_us": "20"} for row in rows]
+    assert scaling.predict_split(rows, rows[2], all_reduce_us=15) == pytest.approx(68 + 64 + 15)
+    (line,) = scaling.split_table(rows, {"ppo": 15.0}).splitlines()[2:]
+    assert line == "| `ppo.py` | 256 | 196 | 999 | 20 | 147 | 0.20 | 1.33 |"
+
+
+@pytest.mark.parametrize("script", ["ppo", "td3", "sac"])
+def test_two_processes_share_the_batch_of_one(scaling, script, monkeypatch):
+    """By the script's own reading of the flags, in the split's runs of one process and of two."""
+    module = importlib.import_module(script)
+
+    def batch(size, processes):
+        monkeypatch.setattr("sys.argv", [script, *scaling.RUNS["split"][script](size, processes).split()])
+        args = module.parse_args()
+        return args.num_envs * args.num_steps // args.num_minibatches if script == "ppo" else args.batch_size
+
+    for size in scaling.SIZES["split"][1]:
+        assert (batch(size, 1), batch(size, 2)) == (size, size // 2)
+
+
 def test_its_tables_are_those_that_were_measured(scaling):
     rows = scaling.common.read_rows(ROOT / "benchmarks" / "results" / "scaling.csv", scaling.COLUMNS)
     text = scaling.PAGE.read_text()
