@@ -63,6 +63,11 @@ COLORS = {
     "td3": "#cc79a7",
     "sac": "#d55e00",
 }
+STYLES = {  # by threads and processes: how a line is drawn, and called
+    (1, 1): ("-o", "1 process, 1 thread"),
+    (2, 1): ("--s", "1 process, 2 threads"),
+    (1, 2): (":^", "2 processes, 1 thread each"),
+}
 SIZES = {  # by curve, what is varied, and its values
     "environments": ("--num-envs", (1, 4, 16, 64, 256, 1024)),
     "width": ("--hidden-size", (32, 64, 128, 256, 512, 1024)),
@@ -348,18 +353,19 @@ def draw(rows):
     for axis, name in zip(axes.flat, names, strict=False):
         column = {"buffer": "peak_rss_mb", "split": "update_us"}.get(name, "steps_per_second")
         for script in RUNS[name]:
-            for threads, processes, style in ((1, 1, "-o"), (2, 1, "--s"), (1, 2, ":^")):
+            for (threads, processes), (style, _) in STYLES.items():
                 mine = select(rows, curve=name, script=script, threads=threads, processes=processes)
                 points = sorted((int(row["size"]), float(row[column])) for row in mine)
                 if points:
-                    of = "2 threads" if threads == 2 else f"{processes} process{'es' * (processes > 1)}"
-                    label = f"{script}, {of}" if name != "buffer" else script
-                    axis.plot(*zip(*points, strict=True), style, color=COLORS[script], label=label, markersize=4)
+                    axis.plot(*zip(*points, strict=True), style, color=COLORS[script], markersize=4)
         axis.set(xscale="log", yscale="log", xlabel=SIZES[name][0], title=name)
         labels = {"buffer": "peak memory, MB", "split": "microseconds of an update"}
         axis.set_ylabel(labels.get(name, "environment steps per second"))
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=7)
+    lines = [plt.Line2D([], [], color=color, label=f"{script}.py") for script, color in COLORS.items()]
+    for style, label in STYLES.values():
+        lines += plt.plot([], [], style, color="black", label=label, markersize=4)
+    figure.legend(handles=lines, loc="outside lower center", ncols=5)
     FIGURES.mkdir(exist_ok=True)
     figure.savefig(FIGURES / "scaling.png", dpi=120)
     figure.savefig(FIGURES / "scaling.svg", metadata={"Date": None})
