@@ -177,7 +177,7 @@ def policy_loss(log_prob, advantage, weight):
 
 
 def value_loss(value, returns, weight):
-    """The value's squared error, E[(V(s) - R)^2] / 2 (as in PPO eq. 9); (B,) -> ()"""
+    """The value's squared error, E[(V(s) - R)^2] / 2, half of that in PPO eq. 9; (B,) -> ()"""
     error = (value - returns) ** 2
     return weight @ error / 2
 

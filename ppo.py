@@ -13,7 +13,7 @@ maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2]
     ... --resume RUN --total-timesteps 200000
 
 T steps of N environments are a rollout, B of its transitions a batch; D numbers are an observation, A an action.
-Unlike the paper: actor and critic share no layer, and advantages are normalised in each batch (--no-norm-adv).
+Unlike the paper, where on Atari actor and critic share layers: they do not, and advantages are normalised (--norm-adv).
 Unlike most peers: a time limit is no death, for the true last observation's value is bootstrapped, and the step on
 which gymnasium resets an environment and ignores the action is left out of every mean.
 """
@@ -184,7 +184,7 @@ def policy_loss(log_prob, old_log_prob, advantage, weight, clip_coef):
 
 
 def value_loss(value, old_value, returns, weight, clip_coef=None):
-    """The value's squared error, E[(V(s) - R)^2] / 2 (as in PPO eq. 9); (B,) -> ()"""
+    """The value's squared error, E[(V(s) - R)^2] / 2, half of that in PPO eq. 9; (B,) -> ()"""
     error = (value - returns) ** 2
     if clip_coef is not None:  # no gain in a change of the value by more than eps
         clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)

@@ -84,6 +84,17 @@ def test_command_runs(words, folder, monkeypatch):
         assert ("--capture-video" in words) == bool(list(folder.rglob("*.mp4")))
 
 
+def test_the_blocks_for_a_notebook_run(folder):
+    """Those that are no file; a run's folder in them is one that was trained, and a total a short one."""
+    _, result = train("ppo", *SCRIPTS["ppo"].short, "--total-timesteps", SCRIPTS["ppo"].period)
+    blocks = [block for block in readme_blocks("python") if not re.match(r"# \w+\.py\n", block)]
+    for block in blocks:
+        found = {}
+        exec(PLACEHOLDER.sub(str(result.folder), block).replace("50_000", "64"), found)
+        assert found["agent"].actor
+    assert len(blocks) == 2 and found["action"].shape == (1,)
+
+
 def test_every_other_command_is_known():
     """What neither runs here nor is set-up would be a command that nothing checks."""
     for words in readme_commands():
