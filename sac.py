@@ -70,6 +70,7 @@ class Args:
     device: str = "auto"  # where networks and data live: cpu, cuda, mps, or auto, which takes a GPU if there is one
     num_threads: int = 2  # torch's CPU threads; small networks lose time to more
     compile: bool = False  # torch.compile the loss and its gradient as one graph
+    cuda_graph: bool = False  # on CUDA: capture each kind of update whole, and replay it
     async_envs: bool = False  # step each environment in a process of its own
     checkpoint_every: int = 50_000  # environment steps between checkpoints; each evaluates, and cuts episodes under way
     eval_episodes: int = 20  # episodes of an evaluation
@@ -445,6 +446,59 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, options={"fallback_random": True})
 
 
+class CudaGraph:
+    """An update of one kind (shapes; with the actor or not): made thrice as it is, then captured, and then replayed.
+
+    A graph has the memory that it was captured on, and numbers in it are constants: so each batch is copied to where
+    the first was, and learning rates are tensors.
+    """
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, update, agent, given):
+        batch = next(x for x in given if isinstance(x, list))
+        groups = [x.param_groups[0] for x in given if isinstance(x, torch.optim.Optimizer)]
+        rates = [group["lr"] for group in groups]
+        self.calls += 1
+        if self.calls <= 3:  # what is made once is made now, and aside, as torch asks for
+            main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                metrics = update(agent, *given)
+            main.wait_stream(side)
+            return metrics
+        if self.calls == 4:
+            self.graph, self.batch = torch.cuda.CUDAGraph(), [x.clone() for x in batch]
+            self.rates = [torch.tensor(rate, device=batch[0].device) for rate in rates]
+            for group, rate in zip(groups, self.rates, strict=True):
+                group.update(lr=rate, capturable=True)
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # NCCL has threads of its own
+                self.metrics = update(agent, *[self.batch if x is batch else x for x in given])
+            for group, rate in zip(groups, rates, strict=True):
+                group.update(lr=rate, capturable=False)
+        torch._foreach_copy_(self.batch, batch)
+        for rate, now in zip(self.rates, rates, strict=True):
+            rate.fill_(now)
+        self.graph.replay()
+        return self.metrics
+
+
+def graphed(update):
+    """The update, which with --cuda-graph has a graph for each of its kinds."""
+
+    @functools.wraps(update)
+    def by_graph(agent, *given):
+        args, count = given[-1], sum(x for x in given if isinstance(x, int))
+        if not args.cuda_graph:
+            return update(agent, *given)
+        shapes = [x.shape for part in given if isinstance(part, list) for x in part]
+        kind = (count % getattr(args, "policy_frequency", 1) > 0, *shapes)
+        return agent.__dict__.setdefault("graphs", {}).setdefault(kind, CudaGraph())(update, agent, given)
+
+    return by_graph
+
+
 class Run:
     """Device and ranks, steps and seconds so far, folder, log, checkpoints and signals of one run."""
 
@@ -452,6 +506,7 @@ class Run:
         found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
         refuse(args.device not in ("auto", "cpu", found), f"--device {args.device} is not here; {found} would do")
         self.device = torch.device(found if args.device == "auto" else args.device)
+        refuse(args.cuda_graph and self.device.type != "cuda", f"--cuda-graph is for --device cuda, not {self.device}")
         if distributed.is_torchelastic_launched() and not distributed.is_initialized():
             if self.device.type == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -662,7 +717,7 @@ def signals_given_back():
             signal.signal(number, signal.SIG_DFL if __name__ == "__main__" else handler)
 
 
-train = signals_given_back()(train)
+train, update = signals_given_back()(train), graphed(update)
 
 if __name__ == "__main__":
     sys.path.append(os.getcwd())  # for --env-id module:Id

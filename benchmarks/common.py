@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,15 @@ def parse_seeds(text):
     if len(set(seeds)) < len(seeds):
         fail(f"--seeds {text} names a seed twice")
     return seeds
+
+
+def seconds():
+    """A time in seconds, by a clock that first waits for what a GPU has been given to do."""
+    import torch  # here, for what only reads tables starts sooner without
+
+    if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def refuse_taken(flags, taken, reason):

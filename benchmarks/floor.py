@@ -12,7 +12,6 @@ import importlib
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import common
@@ -41,10 +40,10 @@ class Products(TorchDispatchMode):
 
 def milliseconds(function):
     """Mean over REPEATS calls."""
-    began = time.perf_counter()
+    began = common.seconds()
     for _ in range(REPEATS):
         function()
-    return (time.perf_counter() - began) / REPEATS * 1000
+    return (common.seconds() - began) / REPEATS * 1000
 
 
 @torch.no_grad()
@@ -52,7 +51,8 @@ def measure(update, calls):
     """Medians over rounds of an update, and of its products alone, in turn -> milliseconds of both, and their ratio."""
     with Products() as products, torch.enable_grad():
         for *args, flags in calls:
-            update(*args, dataclasses.replace(flags, compile=False))  # a graph would hide its products
+            seen = dataclasses.replace(flags, compile=False, cuda_graph=False)  # a graph would hide its products
+            update(*args, seen)
     work = [(multiply, a, b, multiply(a, b)) for multiply, a, b in products.operands]
 
     def floor():

@@ -9,7 +9,6 @@ torch's profiler. A part that stands under another is contained in it. A script 
 import importlib
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from contextlib import chdir
 from pathlib import Path
@@ -59,11 +58,11 @@ def timed(spent, owner, name, label):
     function = getattr(owner, name, None)
 
     def clocked(*args, **kwargs):
-        began = time.perf_counter()
+        began = common.seconds()
         try:
             return function(*args, **kwargs)
         finally:
-            spent[label].append(time.perf_counter() - began)
+            spent[label].append(common.seconds() - began)
 
     if function:
         setattr(owner, name, clocked)
@@ -119,9 +118,9 @@ def main(script, *flags):
     module, spent = importlib.import_module(path.stem), defaultdict(list)
     watch(module, spent)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        began = time.perf_counter()
+        began = common.seconds()
         module.train(module.parse_args())
-        whole = time.perf_counter() - began
+        whole = common.seconds() - began
         print(f"\n| {script} | calls | us each | share of {whole:.1f} s |\n|---|---|---|---|")
         for part, seconds in spent.items():
             name, mean = part.replace("  ", "&nbsp;&nbsp;"), 1e6 * sum(seconds) / len(seconds)
@@ -155,6 +154,6 @@ def main(script, *flags):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         common.fail("name a script, and give its flags after it")
-    if "--compile" in sys.argv:
-        common.fail("--compile: one graph has no parts to put a clock around; floor.py measures it")
+    if flags := {"--compile", "--cuda-graph"}.intersection(sys.argv):
+        common.fail(f"{flags.pop()}: one graph has no parts to put a clock around; floor.py measures it")
     main(*sys.argv[1:])

@@ -20,7 +20,6 @@ import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +131,11 @@ def clock(spent, owner, name, label):
     function = getattr(owner, name)
 
     def clocked(*args, **kwargs):
-        began = time.perf_counter()
+        began = common.seconds()
         try:
             return function(*args, **kwargs)
         finally:
-            spent[label].append(time.perf_counter() - began)
+            spent[label].append(common.seconds() - began)
 
     setattr(owner, name, clocked)
 
@@ -163,12 +162,12 @@ def one(script, *flags):
     env_step = module.Run.env_step
 
     def stamped(run, action):
-        stamps.append((time.perf_counter(), run.step, len(spent["update_us"])))
+        stamps.append((common.seconds(), run.step, len(spent["update_us"])))
         return env_step(run, action)
 
     def outside(*args, **kwargs):  # what an evaluation takes, and its calls of act and step, are not the loop's
         kept = {label: len(values) for label, values in spent.items()}
-        stamps.append((time.perf_counter(), None, None))
+        stamps.append((common.seconds(), None, None))
         returns = evaluate(*args, **kwargs)
         for label, length in kept.items():
             del spent[label][length:]

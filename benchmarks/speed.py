@@ -26,7 +26,8 @@ from typing import Literal
 import common
 from tqdm import tqdm
 
-OURS = {"eager": "", "compiled": "--compile"}  # sides, and the flags that they add to our script
+# Sides, and the flags that they add to our script
+OURS = {"eager": "", "compiled": "--compile", "graph": "--compile --cuda-graph"}
 PEERS = {"stable_baselines3": "stable_baselines3", "sbx": "sbx-rl"}  # sides by module, and the packages' names
 SIDES = (*OURS, *PEERS)
 COLUMNS = (
@@ -56,10 +57,10 @@ class Args:
     repeats: int = 3  # turns of the comparisons of steps per second; turn i has seed i
     seeds: str = "1-3"  # seeds, each a turn, of the comparisons of time to solved: 1-5 or 1,3,7-9
     threads: Literal[0, 1, 2] = 0  # threads and cores of a process; 0: what the comparison has
-    device: Literal["cpu", "cuda"] = "cpu"  # of our scripts and of Stable-Baselines3; SBX is measured on the CPU alone
+    device: Literal["cpu", "cuda"] = "cpu"  # where networks live; SBX takes turns on the CPU alone, graphs on a GPU
     steps: int = 0  # environment steps of a run that compares steps per second; 0: what the comparison has
     only: tuple[str, ...] = ()  # names of the comparisons to run; none: all
-    sides: tuple[Literal["eager", "compiled", "stable_baselines3", "sbx"], ...] = SIDES  # who takes turns
+    sides: tuple[Literal["eager", "compiled", "graph", "stable_baselines3", "sbx"], ...] = SIDES  # who takes turns
     out: Path = Path("benchmarks/results/speed.csv")  # table of all runs; rows of the same comparison are replaced
     readme: bool = False  # write the README's tables from --out and stop
 
@@ -215,10 +216,9 @@ def run_ours(comparison, flags, seed, threads, args):
 def run_theirs(comparison, package, seed, threads, args):
     """Train a peer once -> a row's measurements; where solved is asked for, it stops when it is."""
     steps = (args.steps if comparison.solved is None else 0) or comparison.peer["steps"]
-    device = "cpu" if package == "sbx" else args.device
     spec = {"package": package, "steps": steps, "solved": comparison.solved, "seed": seed, "threads": threads}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(PEER), json.dumps(comparison.peer | spec | {"device": device})]
+        command = [sys.executable, str(PEER), json.dumps(comparison.peer | spec | {"device": args.device})]
         line, began, peak = run(command, folder, threads)
     result = json.loads(line)
     return result | {"startup_seconds": result["began"] - began, "peak_rss_mb": peak}
@@ -240,8 +240,10 @@ def finish_row(result):
 
 
 def sides_of(comparison, args):
-    """Who takes turns: SBX has no A2C."""
-    return [side for side in SIDES if side in args.sides and not (side == "sbx" and comparison.script == "a2c.py")]
+    """Who takes turns: SBX has no A2C and is measured on the CPU alone, where there are no CUDA graphs."""
+    missing = {"sbx"} if comparison.script == "a2c.py" or args.device == "cuda" else set()
+    missing |= {"graph"} if args.device == "cpu" else set()
+    return [side for side in SIDES if side in args.sides and side not in missing]
 
 
 def turns(comparison, args):

@@ -22,7 +22,9 @@ SCRIPTS = (*ON_POLICY, *OFF_POLICY)
 RULE = "\n# ------"
 # A block is a function, a class, a method (Class.method), or a flag (Args.name); it is shared by these scripts.
 CRITICS = ("reinforce_baseline", "a2c", "ppo")
-RUNNING_FLAGS = "gamma seed device compile async_envs checkpoint_every eval_episodes capture_video resume evaluate"
+RUNNING_FLAGS = (
+    "gamma seed device compile cuda_graph async_envs checkpoint_every eval_episodes capture_video resume evaluate"
+)
 FAMILY_FLAGS = "env_id hidden_size num_threads"  # the defaults are the family's
 REPLAY_FLAGS = "total_timesteps num_envs tau buffer_size batch_size learning_starts utd"
 SHARED = [

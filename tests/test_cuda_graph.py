@@ -1,0 +1,90 @@
+"""--cuda-graph changes how an update is computed, and nothing of what: on a CPU with graphs that are emulated."""
+
+import importlib
+
+import cuda_graphs
+import pytest
+import torch
+from harness import OFF_POLICY, SCRIPTS, differences, end, scalars, state, train
+
+EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+# A graph's learning rate is a float32, and these are such numbers: a power of two, annealed by sixteenths.
+RATE = 2**-9
+RATES = dict.fromkeys(SCRIPTS, ("--learning-rate", RATE)) | {"sac": ("--policy-lr", RATE, "--q-lr", 2 * RATE)}
+
+
+def small(script, *flags):
+    """Sixteen rollouts; episodes of the REINFORCE scripts have 7 steps, so that all their updates have one shape."""
+    row, steps = SCRIPTS[script], 16 * SCRIPTS[script].period
+    lengths = ("--total-timesteps", steps, "--checkpoint-every", steps // 2)
+    return ("--env-id", row.env_ids[-1], *row.short, *RATES[script], *lengths, *flags)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Graphs on a CPU, which no script refuses then -> a list of all that are made."""
+    for script in SCRIPTS:
+        module = importlib.import_module(script)
+
+        def refuse(bad, message, module=module, refuse=module.refuse):
+            refuse(bad and "--cuda-graph" not in message, message)
+
+        monkeypatch.setattr(module, "refuse", refuse)
+    return cuda_graphs.on_cpu(monkeypatch)
+
+
+@EACH_SCRIPT
+def test_a_run_by_graphs_ends_with_the_same_bits(script, folder, emulated):
+    """Each update's batch, learning rate and noise are its own; TD3's two kinds of update have a graph each."""
+    _, plain = train(script, *small(script))
+    assert not emulated
+    _, by_graph = train(script, *small(script, "--cuda-graph"))
+    assert [graph.replays > 3 for graph in emulated] == [True] * (2 if script == "td3" else 1)
+    assert differences(state(plain.folder), state(by_graph.folder)) == []
+    assert plain.mean == by_graph.mean
+    plain, by_graph = scalars(plain.folder), scalars(by_graph.folder)
+    assert plain.keys() == by_graph.keys()
+    assert all(plain[tag] == by_graph[tag] for tag in plain.keys() - {"charts/SPS"})
+
+
+@pytest.mark.parametrize("script", ["ppo", "sac"])
+def test_another_shape_has_another_graph(script, folder, emulated):
+    """And each is made three times as it is before."""
+    module = importlib.import_module(script)
+    seen = []
+
+    def update(agent, optimizer, batch, args):
+        seen.append(len(batch[0]))
+        return {"sum": batch[0].sum()}
+
+    class Agent:
+        pass
+
+    by_graph, agent = module.graphed(update), Agent()
+    args = module.Args(cuda_graph=True)
+    optimizer = torch.optim.Adam([torch.zeros(1)])
+    for size in (2, 3, 2, 3, 2, 2, 3, 3, 2, 2, 2):
+        batch = [torch.rand(size)]
+        assert by_graph(agent, optimizer, batch, args)["sum"] == batch[0].sum()
+    assert seen == [2, 3, 2, 3, 2, 2, 3, 3]
+    assert [graph.replays for graph in emulated] == [4, 1]
+
+
+@EACH_SCRIPT
+def test_without_a_gpu_it_is_refused(script, folder):
+    status, stdout, stderr = end(script, *small(script, "--cuda-graph", "--device", "cpu"))
+    assert (status, stdout) == (2, "")
+    assert stderr == f"{script}.py: error: --cuda-graph is for --device cuda, not cpu\n"
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [(), ("--compile",)])
+@EACH_SCRIPT
+def test_on_a_gpu(script, compiled, folder):
+    """Real graphs: to rounding the same weights, and the same noise."""
+    _, plain = train(script, *small(script, "--device", "cuda"))
+    _, by_graph = train(script, *small(script, "--device", "cuda", "--cuda-graph", *compiled))
+    for name, value in state(plain.folder)["agent"].items():
+        torch.testing.assert_close(state(by_graph.folder)["agent"][name], value, rtol=1e-3, atol=1e-4)
+    assert script in OFF_POLICY or plain.steps == by_graph.steps
