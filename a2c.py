@@ -463,7 +463,11 @@ def graphed(update):
             return update(agent, *given)
         shapes = [x.shape for part in given if isinstance(part, list) for x in part]
         kind = (count % getattr(args, "policy_frequency", 1) > 0, *shapes)
-        return agent.__dict__.setdefault("graphs", {}).setdefault(kind, CudaGraph())(update, agent, given)
+        graphs = agent.__dict__.setdefault("graphs", {})
+        graphs[kind] = graph = graphs.pop(kind, None) or CudaGraph()
+        if len(graphs) > 8:  # each has memory: let go the one that was not asked for longest
+            del graphs[next(iter(graphs))]
+        return graph(update, agent, given)
 
     return by_graph
 

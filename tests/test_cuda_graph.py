@@ -1,6 +1,7 @@
 """--cuda-graph changes how an update is computed, and nothing of what: on a CPU with graphs that are emulated."""
 
 import importlib
+from types import SimpleNamespace
 
 import cuda_graphs
 import pytest
@@ -47,27 +48,46 @@ def test_a_run_by_graphs_ends_with_the_same_bits(script, folder, emulated):
     assert all(plain[tag] == by_graph[tag] for tag in plain.keys() - {"charts/SPS"})
 
 
-@pytest.mark.parametrize("script", ["ppo", "sac"])
-def test_another_shape_has_another_graph(script, folder, emulated):
-    """And each is made three times as it is before."""
-    module = importlib.import_module(script)
-    seen = []
+def by_graph(script):
+    """A wrapper around an update that sums a batch -> a function of the size, and the sizes that the update saw."""
+    module, seen = importlib.import_module(script), []
 
     def update(agent, optimizer, batch, args):
         seen.append(len(batch[0]))
         return {"sum": batch[0].sum()}
 
-    class Agent:
-        pass
+    graphed, agent, optimizer = module.graphed(update), SimpleNamespace(), torch.optim.Adam([torch.zeros(1)])
 
-    by_graph, agent = module.graphed(update), Agent()
-    args = module.Args(cuda_graph=True)
-    optimizer = torch.optim.Adam([torch.zeros(1)])
-    for size in (2, 3, 2, 3, 2, 2, 3, 3, 2, 2, 2):
+    def sum_of(size):
         batch = [torch.rand(size)]
-        assert by_graph(agent, optimizer, batch, args)["sum"] == batch[0].sum()
+        assert graphed(agent, optimizer, batch, module.Args(cuda_graph=True))["sum"] == batch[0].sum()
+
+    return sum_of, seen
+
+
+@pytest.mark.parametrize("script", ["ppo", "sac"])
+def test_another_shape_has_another_graph(script, emulated):
+    """And each is made three times as it is before; a capture is a call that computes nothing."""
+    sum_of, seen = by_graph(script)
+    for size in (2, 3, 2, 3, 2, 2, 3, 3, 2, 2, 2):
+        sum_of(size)
     assert seen == [2, 3, 2, 3, 2, 2, 3, 3]
     assert [graph.replays for graph in emulated] == [4, 1]
+
+
+def test_eight_graphs_are_kept(emulated):
+    """Of ever new shapes the one that was not asked for longest goes, and its memory with it."""
+    sum_of, seen = by_graph("reinforce")
+    for size in (*range(1, 9), *[1] * 4):
+        sum_of(size)
+    assert len(emulated) == 1 and emulated[0].replays == 2
+    sum_of(9)  # in place of 2
+    seen.clear()
+    sum_of(1)
+    assert not seen and emulated[0].replays == 3
+    for _ in range(4):
+        sum_of(2)  # in place of 3, from the beginning
+    assert seen == [2, 2, 2, 2] and len(emulated) == 2
 
 
 @EACH_SCRIPT
