@@ -338,6 +338,7 @@ def groups_of(cells, peers):
     """{group: {name: {environment: rows}}}, of those that were run in every environment of the group that was run.
 
     What has fewer than half of the seeds of the group's largest cell counts as not run: one seed would be the n of all.
+    So does an environment that is left to one script alone, where others have more: there is nothing to compare.
     """
     most = Counter()
     for (env, _), rows in cells.items():
@@ -349,8 +350,10 @@ def groups_of(cells, peers):
         if 2 * len(rows) >= most[group]:
             groups.setdefault(group, {}).setdefault(name, {})[env] = rows
     for group, names in groups.items():
-        every = {env for rows in names.values() for env in rows}
-        groups[group] = {name: rows for name, rows in names.items() if set(rows) == every}
+        scripts = Counter(env for rows in names.values() for env in rows)
+        every = {env for env, count in scripts.items() if count > 1} or set(scripts)
+        kept = {name: {env: mine for env, mine in rows.items() if env in every} for name, rows in names.items()}
+        groups[group] = {name: rows for name, rows in kept.items() if set(rows) == every}
     return {group: names for group, names in groups.items() if names}
 
 

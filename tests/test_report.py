@@ -186,11 +186,24 @@ def test_curves_end_with_each_runs_own_last_point(report):
 
 
 def test_scores_of_a_group_are_of_scripts_that_have_all_of_it(report):
-    write(report, row(score=50.0), row(script="a2c.py", flags=""), row(env="Right-v1", flags="", score=-5.0))
+    """And of environments that more than one script was run in, if there are such."""
+    peers = report.read_toml("--peers", Path("peers.toml"))
+    measured = {("Left-v1", name): [row()] for name in ("ppo", "a2c", "td3")}
+    measured |= {("Right-v1", name): [row(env="Right-v1")] for name in ("ppo", "a2c")}
+    (names,) = report.groups_of(measured, peers).values()
+    assert names.keys() == {"ppo", "a2c"}
+    assert all(rows.keys() == {"Left-v1", "Right-v1"} for rows in names.values())
+    del measured["Right-v1", "a2c"]
+    (names,) = report.groups_of(measured, peers).values()
+    assert names.keys() == {"ppo", "a2c", "td3"}
+    assert all(rows.keys() == {"Left-v1"} for rows in names.values())
+
+
+def test_scores_of_a_group_are_of_each_seed_in_each_environment(report):
+    write(report, row(score=50.0), row(env="Right-v1", flags="", score=-5.0))
     measured = {cell: rows for cell, rows in cells(report).items() if rows}
     peers = report.read_toml("--peers", Path("peers.toml"))
     (names,) = report.groups_of(measured, peers).values()
-    assert set(names) == {"ppo"}
     scores = report.matrix(names["ppo"], peers, lambda row: float(row["eval_return"]))
     assert scores.tolist() == [[0.5, 0.5]]
     (mine,) = names["ppo"]["Left-v1"]
