@@ -22,6 +22,7 @@ import atexit
 import functools
 import hashlib
 import importlib
+import inspect
 import io
 import math
 import os
@@ -215,7 +216,7 @@ def train(args):
     run, T, N = Run(args), args.num_steps, args.num_envs
     envs, device = make_envs(args, N), run.device
     agent = Agent(envs, args).to(device)
-    optimizer = torch.optim.Adam([flatten(agent.parameters())], lr=args.learning_rate, eps=1e-4, fused=True)
+    optimizer = Adam([flatten(agent.parameters())], lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(envs, agent=agent, optimizer=optimizer)
     obs = torch.zeros(T + 1, *envs.observation_space.shape, device=device)
     action = agent.act(obs[:T]).clone()  # of their shape and type; the rollout overwrites it
@@ -415,6 +416,26 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, options={"fallback_random": True})
 
 
+def choose_products(hidden_size):
+    """Products of large layers by oneDNN where MKL is slower: on AMD, where that leaves AVX-512 unused.
+
+    "bf16" names what oneDNN may round to, which it does by AMX alone: without, these are products in float32.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    features = cpuinfo.read_text() if cpuinfo.exists() else ""
+    faster = hidden_size >= 128 and "AuthenticAMD" in features and "avx512f" in features and "amx" not in features
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if faster else "ieee"
+
+
+class Adam(torch.optim.Adam):
+    """Torch's, but for its detours by torch's compiler, the import of which takes as long as that of torch itself."""
+
+    add_param_group = torch.no_grad()(inspect.unwrap(torch.optim.Adam.add_param_group))
+    load_state_dict = torch.no_grad()(inspect.unwrap(torch.optim.Adam.load_state_dict))
+    state_dict = torch.no_grad()(inspect.unwrap(torch.optim.Adam.state_dict))
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 class CudaGraph:
     """An update of one kind (shapes; with the actor or not): made thrice as it is, then captured, and then replayed.
 
@@ -492,6 +513,7 @@ class Run:
         alone = not distributed.is_initialized()
         self.rank, self.ranks = (0, 1) if alone else (distributed.get_rank(), distributed.get_world_size())
         torch.set_num_threads(args.num_threads)
+        choose_products(args.hidden_size)
         torch.manual_seed(args.seed)
         rows = max(args.num_envs * getattr(args, "num_steps", 1), getattr(args, "batch_size", 1), args.eval_episodes)
         sizes = f"--hidden-size {args.hidden_size} and {rows} observations"  # a layer's weights and outputs, some times

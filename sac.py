@@ -23,6 +23,7 @@ import copy
 import functools
 import hashlib
 import importlib
+import inspect
 import io
 import math
 import os
@@ -247,9 +248,9 @@ def train(args):
     run, N = Run(args), args.num_envs
     envs, device = make_envs(args, N), run.device
     agent = Agent(envs, args).to(device)
-    critic_optimizer = torch.optim.Adam([flatten(agent.critic.parameters())], lr=args.q_lr, fused=True)
+    critic_optimizer = Adam([flatten(agent.critic.parameters())], lr=args.q_lr, fused=True)
     actor_and_alpha = flatten([*agent.actor.parameters(), agent.log_alpha])
-    actor_optimizer = torch.optim.Adam([actor_and_alpha], lr=args.policy_lr, fused=True)
+    actor_optimizer = Adam([actor_and_alpha], lr=args.policy_lr, fused=True)
     buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), envs, device)
     run.start(envs, agent=agent, critic_optimizer=critic_optimizer, actor_optimizer=actor_optimizer, buffer=buffer)
     if not args.autotune:  # a resumed run has what it learned
@@ -446,6 +447,26 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, options={"fallback_random": True})
 
 
+def choose_products(hidden_size):
+    """Products of large layers by oneDNN where MKL is slower: on AMD, where that leaves AVX-512 unused.
+
+    "bf16" names what oneDNN may round to, which it does by AMX alone: without, these are products in float32.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    features = cpuinfo.read_text() if cpuinfo.exists() else ""
+    faster = hidden_size >= 128 and "AuthenticAMD" in features and "avx512f" in features and "amx" not in features
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if faster else "ieee"
+
+
+class Adam(torch.optim.Adam):
+    """Torch's, but for its detours by torch's compiler, the import of which takes as long as that of torch itself."""
+
+    add_param_group = torch.no_grad()(inspect.unwrap(torch.optim.Adam.add_param_group))
+    load_state_dict = torch.no_grad()(inspect.unwrap(torch.optim.Adam.load_state_dict))
+    state_dict = torch.no_grad()(inspect.unwrap(torch.optim.Adam.state_dict))
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 class CudaGraph:
     """An update of one kind (shapes; with the actor or not): made thrice as it is, then captured, and then replayed.
 
@@ -523,6 +544,7 @@ class Run:
         alone = not distributed.is_initialized()
         self.rank, self.ranks = (0, 1) if alone else (distributed.get_rank(), distributed.get_world_size())
         torch.set_num_threads(args.num_threads)
+        choose_products(args.hidden_size)
         torch.manual_seed(args.seed)
         rows = max(args.num_envs * getattr(args, "num_steps", 1), getattr(args, "batch_size", 1), args.eval_episodes)
         sizes = f"--hidden-size {args.hidden_size} and {rows} observations"  # a layer's weights and outputs, some times
