@@ -206,7 +206,8 @@ def update(agent, optimizer, batch, args):
     weights = optimizer.param_groups[0]["params"][0]
     weights.grad, metrics = gradient(loss, weights.parts, agent, batch, args)
     average_over_ranks(weights.grad, batch[-1].sum())
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
+    metrics["grad_norm"] = weights.grad.norm()
+    weights.grad[None].renorm_(2, 0, args.max_grad_norm)  # in place, if its norm is larger
     optimizer.step()
     return metrics
 

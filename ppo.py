@@ -219,7 +219,8 @@ def update(agent, optimizer, batch, args):
     weights = optimizer.param_groups[0]["params"][0]
     weights.grad, metrics = gradient(loss, weights.parts, agent, batch, args)
     average_over_ranks(weights.grad, batch[-1].sum())
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
+    metrics["grad_norm"] = weights.grad.norm()
+    weights.grad[None].renorm_(2, 0, args.max_grad_norm)  # in place, if its norm is larger
     optimizer.step()
     return metrics
 
@@ -257,9 +258,9 @@ def train(args):
             agent.norm_obs.update(obs[:T], valid)
 
         # Update.
-        for _ in range(args.update_epochs):
-            for index in torch.randperm(T * N, device=device).chunk(args.num_minibatches):
-                metrics = update(agent, optimizer, [x[index] for x in rollout], args)
+        for order in (torch.randperm(T * N, device=device) for _ in range(args.update_epochs)):
+            for batch in zip(*[x[order].chunk(args.num_minibatches) for x in rollout], strict=True):
+                metrics = update(agent, optimizer, list(batch), args)
             if args.target_kl and all_sum(metrics["approx_kl"].clone()) > args.target_kl * run.ranks:
                 break
         run.tick(metrics, optimizer)

@@ -14,8 +14,7 @@ maximise  E[log pi(a|s) (G - V(s))] - E[(V(s) - G)^2] / 2,  G[t] = reward[t] + g
 
 N environments play an episode each, T steps at most; B transitions are a batch, D numbers an observation, A an action.
 Unlike the paper: one step of Adam on the mean over all steps, without gamma^t, and log pi's weights normalised.
-Unlike most peers: episodes are played side by side, and the steps that an environment plays on until the last episode
-ends are left out of every mean. A time limit ends the return, as there is nothing to bootstrap from.
+Unlike most peers: episodes run side by side; steps beyond an end are in no mean, and a time limit ends the return.
 """
 
 import atexit

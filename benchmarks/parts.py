@@ -14,8 +14,6 @@ from contextlib import chdir
 from pathlib import Path
 
 import common
-import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::dot")
@@ -47,6 +45,7 @@ ARITHMETIC = (
     "gt",
     "amin",
     "norm",
+    "renorm",
     "fill",
     "zero",
 )
@@ -87,10 +86,7 @@ def watch(module, spent):
         timed(spent, module.ReplayBuffer, "sample", "buffer.sample")
     timed(spent, module, "update", "update")
     timed(spent, module, "gradient", "  gradient")
-    timed(spent, module, "backward", "  gradient")  # as it was called before
-    timed(spent, nn.utils, "clip_grad_norm_", "  clip_grad_norm_")
-    timed(spent, torch.optim.Adam, "zero_grad", "  zero_grad")
-    timed(spent, torch.optim.Adam, "step", "  Adam.step")
+    timed(spent, module.Adam, "step", "  Adam.step")
     timed(spent, module, "polyak_update", "  polyak_update")
     timed(spent, module.Run, "tick", "tick (log, checkpoints)")
 

@@ -158,8 +158,8 @@ MUTATIONS = [
     (
         "gradients are not clipped",
         ROLLOUTS,
-        "clip_grad_norm_(weights, args.max_grad_norm)",
-        "clip_grad_norm_(weights, 1e9)",
+        "renorm_(2, 0, args.max_grad_norm)",
+        "renorm_(2, 0, 1e9)",
     ),
     ("the networks are no parts of what is stepped", ALL, "nn.utils.vector_to_parameters(weights.data, parts)", "pass"),
     ("the parts of a gradient in another order", ALL, "for x in gradients]", "for x in gradients[::-1]]"),
