@@ -406,14 +406,14 @@ def compiled(function):
 
 
 def choose_products(hidden_size):
-    """Products of large layers by oneDNN where MKL is slower: on AMD, where that leaves AVX-512 unused.
+    """On a CPU: products of large layers by oneDNN where MKL is slower, on AMD, for that leaves AVX-512 unused.
 
-    "bf16" names what oneDNN may round to, which it does by AMX alone: without, these are products in float32.
+    "medium" lets oneDNN round to bfloat16, which it does by AMX alone: without, these are products in float32.
     """
     cpuinfo = Path("/proc/cpuinfo")
     features = cpuinfo.read_text() if cpuinfo.exists() else ""
     faster = hidden_size >= 128 and "AuthenticAMD" in features and "avx512f" in features and "amx" not in features
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if faster else "ieee"
+    torch.set_float32_matmul_precision("medium" if faster else "highest")
 
 
 class Adam(torch.optim.Adam):
@@ -502,7 +502,8 @@ class Run:
         alone = not distributed.is_initialized()
         self.rank, self.ranks = (0, 1) if alone else (distributed.get_rank(), distributed.get_world_size())
         torch.set_num_threads(args.num_threads)
-        choose_products(args.hidden_size)
+        if self.device.type == "cpu":
+            choose_products(args.hidden_size)
         torch.manual_seed(args.seed)
         rows = max(args.num_envs * getattr(args, "num_steps", 1), getattr(args, "batch_size", 1), args.eval_episodes)
         sizes = f"--hidden-size {args.hidden_size} and {rows} observations"  # a layer's weights and outputs, some times

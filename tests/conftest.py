@@ -24,7 +24,7 @@ def put_back():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     torch.set_num_threads(1)
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
     for number, handler in before.items():
         signal.signal(number, handler)
 

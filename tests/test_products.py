@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from harness import BY_PROCESS, ROOT, SCRIPTS, TESTS
+from harness import BY_PROCESS, ROOT, SCRIPTS, TESTS, parse
 
 import ppo
 
@@ -18,21 +18,33 @@ AMD, INTEL = "vendor_id : AuthenticAMD", "vendor_id : GenuineIntel"
 @pytest.mark.parametrize(
     ("cpuinfo", "hidden_size", "chosen"),
     [
-        (f"{AMD}\nflags : avx2 avx512f avx512_bf16", 128, "bf16"),
-        (f"{AMD}\nflags : avx2 avx512f avx512_bf16", 64, "ieee"),  # a call of oneDNN costs more than it saves
-        (f"{AMD}\nflags : avx2", 256, "ieee"),
-        (f"{AMD}\nflags : avx2 avx512f amx_tile amx_bf16", 256, "ieee"),  # by AMX it would be bfloat16
-        (f"{INTEL}\nflags : avx2 avx512f", 256, "ieee"),
-        (None, 256, "ieee"),  # no Linux
+        (f"{AMD}\nflags : avx2 avx512f avx512_bf16", 128, "medium"),
+        (f"{AMD}\nflags : avx2 avx512f avx512_bf16", 64, "highest"),  # a call of oneDNN costs more than it saves
+        (f"{AMD}\nflags : avx2", 256, "highest"),
+        (f"{AMD}\nflags : avx2 avx512f amx_tile amx_bf16", 256, "highest"),  # by AMX it would be bfloat16
+        (f"{INTEL}\nflags : avx2 avx512f", 256, "highest"),
+        (None, 256, "highest"),  # no Linux
     ],
 )
 def test_large_products_on_amd_are_those_of_onednn(script, cpuinfo, hidden_size, chosen, monkeypatch):
     module, file = import_module(script), mock.Mock()
     file.exists.return_value, file.read_text.return_value = cpuinfo is not None, cpuinfo
     monkeypatch.setattr(module, "Path", {"/proc/cpuinfo": file}.get)
-    torch.backends.mkldnn.matmul.fp32_precision = "tf32"
+    torch.set_float32_matmul_precision("high")
     module.choose_products(hidden_size)
-    assert torch.backends.mkldnn.matmul.fp32_precision == chosen
+    assert torch.get_float32_matmul_precision() == chosen
+
+
+@pytest.mark.parametrize("script", BY_PROCESS)
+@pytest.mark.parametrize(("device", "chosen"), [("cpu", [37]), ("meta", [])])
+def test_a_run_chooses_by_its_width_and_on_a_cpu_alone(script, device, chosen, monkeypatch):
+    """What a user has set for a GPU stays."""
+    module, seen = import_module(script), []
+    monkeypatch.setattr(module, "choose_products", seen.append)
+    monkeypatch.setattr(module, "check_memory", lambda *_: None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device(device))
+    module.Run(parse(script, "--hidden-size", 37, "--device", device))
+    assert seen == chosen
 
 
 @pytest.mark.parametrize("rows", [1, 40, 256])
