@@ -1,5 +1,6 @@
 """Which library multiplies, that it does so in float32, and that nobody waits for a compiler that nobody asked for."""
 
+import csv
 import subprocess
 import sys
 from importlib import import_module
@@ -57,6 +58,22 @@ def test_products_are_of_float32_whatever_was_chosen(rows):
     assert torch.equal(
         torch.baddbmm(torch.zeros(2, 1, 256), number.expand(2, -1, -1), unit.expand(2, -1, -1))[1], number
     )
+
+
+def test_the_benchmark_of_products(folder):
+    """A row for each size, with the ratio of its two times; nonsense is refused in a line."""
+    command = [sys.executable, ROOT / "benchmarks" / "products.py", "--rounds", "1", "--widths", "16", "--out", "t.csv"]
+    if torch.cpu.get_capabilities().get("amx_tile"):
+        pytest.skip("there oneDNN multiplies in bfloat16")
+    subprocess.run([*command, "--rows", "4", "8", "--threads", "1"], check=True, capture_output=True)
+    with open("t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["threads"], row["rows"], row["width"]) for row in rows] == [("1", "4", "16"), ("1", "8", "16")]
+    assert all(
+        float(row["ratio"]) == pytest.approx(float(row["mkl_us"]) / float(row["onednn_us"]), 0.1) for row in rows
+    )
+    done = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
