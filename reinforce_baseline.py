@@ -419,9 +419,9 @@ def choose_products(hidden_size):
 class Adam(torch.optim.Adam):
     """Torch's, but for its detours by torch's compiler, the import of which takes as long as that of torch itself."""
 
-    add_param_group = torch.no_grad()(inspect.unwrap(torch.optim.Adam.add_param_group))
-    load_state_dict = torch.no_grad()(inspect.unwrap(torch.optim.Adam.load_state_dict))
-    state_dict = torch.no_grad()(inspect.unwrap(torch.optim.Adam.state_dict))
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
