@@ -16,7 +16,9 @@ from pathlib import Path
 def save(folder, step, args):
     shutil.copy(Path(args.checkpoints, str(args.steps), f"{step}.pt"), folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
-    (folder / "step").write_text(f"{step} {args.checkpoints} {args.steps} {args.pause} {args.linger} {args.seed}")
+    words = f"{step} {args.checkpoints} {args.steps} {args.pause} {args.linger} {args.seed}"
+    (folder / "step.tmp").write_text(words)  # whole before it has its name: a test reads it at any time
+    (folder / "step.tmp").replace(folder / "step")
 
 
 def main():

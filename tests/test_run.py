@@ -101,7 +101,7 @@ def is_alive(pid):
 
 def begun(count):
     """The processes that work in the runs' folders, when so many runs have had a third checkpoint, else none."""
-    steps = [int(path.read_text().split()[0]) for path in Path("work").glob("*/runs/*/step") if path.stat().st_size]
+    steps = [int(path.read_text().split()[0]) for path in Path("work").glob("*/runs/*/step")]
     if sum(step >= 3 for step in steps) < count:
         return []
     return [int(path.read_text()) for path in Path("work").glob("*/pid")]
