@@ -1,80 +1,84 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#     "torch>=2.11", "gymnasium[classic-control]>=1.2.1", "moviepy>=1", "tensorboard>=2", "tqdm>=4", "tyro>=1"
-# ]
+# dependencies = ["torch>=2.11", "gymnasium[classic-control]>=1.2.1", "moviepy", "tensorboard", "tqdm", "tyro"]
 # ///
-"""REINFORCE: Monte-Carlo policy gradient (Williams 1992, doi:10.1007/BF00992696).
+"""REINFORCE, the Monte-Carlo policy gradient (Williams 1992, https://doi.org/10.1007/BF00992696).
 
-maximise  E[log pi(a|s) G],  G[t] = reward[t] + gamma G[t+1], to the end of the episode
+Maximise  E[log pi(a|s) R]
+with the return R[t] = reward[t] + gamma R[t+1], summed to the end of the episode.
 
     python reinforce.py
-    ... --env-id Acrobot-v1 --total-timesteps 1000000
-    ... --resume RUN --total-timesteps 1000000
+    ... --env-id Acrobot-v1 --total-timesteps 500000
+    ... --resume runs/FOLDER --total-timesteps 500000
 
-N environments play an episode each, T steps at most; B transitions are a batch, D numbers an observation, A an action.
-Unlike the paper: one step of Adam on the mean over all steps, without gamma^t, and log pi's weights normalised.
-Unlike most peers: episodes run side by side; steps beyond an end are in no mean, and a time limit ends the return.
+Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
 """
 
-import atexit
-import functools
 import hashlib
-import importlib
-import inspect
-import io
+import json
 import math
 import os
 import random
-import re
 import signal
 import sys
 import time
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
-from datetime import timedelta
-from multiprocessing import resource_tracker
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import vector as wrappers
-from torch import distributed, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+NAME = "reinforce"
 
 
 @dataclass
 class Args:
-    env_id: str = "CartPole-v1"  # environment: an id that gymnasium knows, or module:Id to import one
-    total_timesteps: int = 300_000  # environment steps in all, summed over environments
-    num_envs: int = 16  # N, environments stepped side by side (on each rank)
-    learning_rate: float = 3e-3  # Adam's step size
+    env_id: str = "CartPole-v1"  # environment: an id of gymnasium's, or module:Id
+    env_kwargs: str = "{}"  # its keyword arguments, as JSON
+    num_envs: int = 16  # N, environments side by side
+    async_envs: bool = False  # a process for each environment
+    total_timesteps: int = 300_000  # environment steps in all
+    learning_rate: float = 3e-3  # step size of Adam
     anneal_lr: bool = True  # lower the learning rate linearly to 0
-    gamma: float = 0.99  # discount, 0 to 1
-    norm_returns: bool = True  # returns to mean 0 and deviation 1 in each batch: constants of it, no baseline V(s)
-    norm_obs: bool = False  # observations to mean 0 and deviation 1, by running statistics
-    norm_reward: bool = False  # rewards divided by the running deviation of the discounted return
-    initial_std: float = 1.0  # deviation that the actions of a Box, -1 to 1, begin with; it is learned
-    hidden_size: int = 64  # units in each of the two hidden layers
-    seed: int = 1  # the same seed and flags give the same bits on a CPU
-    device: str = "auto"  # where networks and data live: cpu, cuda, mps, or auto, which takes a GPU if there is one
-    num_threads: int = 1  # torch's CPU threads; small networks lose time to more
-    compile: bool = False  # torch.compile the loss and its gradient as one graph
-    cuda_graph: bool = False  # on CUDA: capture each kind of update whole, and replay it
-    async_envs: bool = False  # step each environment in a process of its own
-    checkpoint_every: int = 50_000  # environment steps between checkpoints; each evaluates, and cuts episodes under way
-    eval_episodes: int = 20  # episodes of an evaluation
-    capture_video: bool = False  # film an episode of the last evaluation (mp4 in the run folder)
-    resume: str = ""  # go on with this run folder, on its flags and those given beside it
-    evaluate: str = ""  # play this run folder's policy, greedily, and do not train
+    gamma: float = 0.99  # discount factor
+    norm_returns: bool = True  # normalise returns in each batch
+    hidden_size: int = 64  # units of each hidden layer
+    initial_std: float = 1.0  # standard deviation of actions at the start
+    seed: int = 1  # the same seed gives the same bits on a CPU
+    device: str = "auto"  # cpu, cuda, mps or auto
+    num_threads: int = 1  # CPU threads of torch
+    matmul_precision: str = "highest"  # of matrix products: highest, high or medium
+    compile: bool = False  # compile the gradient: slower start, faster run
+    checkpoint_every: int = 50_000  # steps between checkpoints
+    eval_episodes: int = 20  # episodes of an evaluation; 0 for none
+    capture_video: bool = False  # film the final policy
+    resume: str = ""  # continue the run in this folder; flags given now win
+    evaluate: str = ""  # evaluate the run in this folder
+
+
+def make_vec(args, num_envs, training, **kwargs):
+    """Environments with flat observations; bytes are scaled to [0, 1]."""
+    envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
+    space = envs.single_observation_space
+    if space.dtype == np.uint8:
+        envs = wrappers.RescaleObservation(wrappers.DtypeObservation(envs, np.float32), *np.float32([0, 1]))
+    if not isinstance(space, Box) or len(space.shape) != 1:
+        with suppress(NotImplementedError):  # refused below
+            envs = wrappers.FlattenObservation(envs)
+    return envs
 
 
 def mlp(inputs, hidden, outputs, gain):
-    """Two tanh layers, (..., inputs) -> (..., outputs); orthogonal weights, the last of this gain; biases 0."""
+    """Two tanh layers with orthogonal weights, (..., inputs) -> (..., outputs); gain is of the output's."""
     layers = [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, outputs)]
     for linear, scale in zip(layers[::2], (2**0.5, 2**0.5, gain), strict=True):
         nn.init.orthogonal_(linear.weight, scale)
@@ -83,614 +87,353 @@ def mlp(inputs, hidden, outputs, gain):
 
 
 class Agent(nn.Module):
-    """pi(a|s): categorical, or a Gaussian of one deviation for all s, in [-1, 1] (make_envs rescales)."""
+    """Actor pi(a|s), categorical or Gaussian."""
 
     def __init__(self, envs, args):
         super().__init__()
-        obs_dim, size = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
-        discrete = isinstance(envs.single_action_space, Discrete)
-        self.actor = mlp(obs_dim, args.hidden_size, size, gain=0.01)
-        self.log_std = None if discrete else nn.Parameter(torch.full((size,), math.log(args.initial_std)))
-        self.norm_obs, self.norm_reward = RunningNorm(obs_dim, args.norm_obs), RunningNorm(1, args.norm_reward)
+        D, A = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
+        self.discrete = isinstance(envs.single_action_space, Discrete)
+        self.actor = mlp(D, args.hidden_size, A, gain=0.01)
+        self.log_std = nn.Parameter(torch.full((A,), math.log(args.initial_std)))  # if continuous
 
     def log_prob(self, obs, action):
-        """log pi(a|s) and the entropy of pi, both (...), for normalised obs (..., D) and action (...) or (..., A)."""
+        """log pi(a|s) and the entropy, both (...), for obs (..., D) and action (...) or (..., A)."""
         output = self.actor(obs)
-        if self.log_std is None:
+        if self.discrete:
             log_probs = output.log_softmax(-1)
-            return log_probs.gather(-1, action[..., None])[..., 0], -(log_probs.exp() * log_probs).sum(-1)
+            return log_probs.gather(-1, action[..., None]).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
         z = (action - output) / self.log_std.exp()
-        constant = self.log_std + math.log(2 * math.pi) / 2
-        return -(z**2 / 2 + constant).sum(-1), (constant + 0.5).sum().expand(z.shape[:-1])
+        log_scale = self.log_std + math.log(2 * math.pi) / 2
+        return -(z**2 / 2 + log_scale).sum(-1), (log_scale + 0.5).sum().expand(z.shape[:-1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def act(self, obs, greedy=False):
-        """Actions (N,) of a Discrete space or (N, A) of a Box for obs (N, D): sampled from pi, or its mode."""
-        output = self.actor(self.norm_obs(obs))
-        if self.log_std is None:
-            noise = -torch.empty_like(output).exponential_().log()  # Gumbel: the argmax is a sample of the softmax
-            return (output if greedy else output + noise).argmax(-1)
+        """Actions (N,) or (N, A) for obs (N, D): sampled, or the mode if greedy."""
+        output = self.actor(obs)
+        if self.discrete:
+            return output.argmax(-1) if greedy else output.softmax(-1).multinomial(1).squeeze(-1)
         return output if greedy else output + self.log_std.exp() * torch.randn_like(output)
 
 
-class RunningNorm(nn.Module):
-    """If on: x (T, N, size) -> (x - mean) / std, within +-10, by the statistics of all valid steps on all ranks."""
-
-    def __init__(self, size, on):
-        super().__init__()
-        self.on = on
-        self.register_buffer("stats", torch.tensor([[0.0], [0.0], [1.0]]).repeat(1, size))  # count, mean, variance
-
-    def forward(self, x):
-        return ((x - self.stats[1]) / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10) if self.on else x
-
-    def update(self, x, valid):
-        if not self.on:
-            return
-        count, mean, variance = self.stats
-        n, total, squares = all_sum(torch.stack([(valid[..., None] * (x - mean) ** k).sum((0, 1)) for k in range(3)]))
-        count += n
-        variance += (squares - n * variance) / count - (total / count) ** 2
-        variance.clamp_(min=0)  # rounding
-        mean += total / count
-
-    def scale(self, reward, discounted, valid, gamma):
-        """reward (T, N) / std of the discounted return so far, G[t] = reward[t] + gamma valid[t] G[t-1]."""
-        if not self.on:
-            return reward
-        for t in range(len(reward)):
-            discounted[t] = reward[t] + gamma * valid[t] * discounted[t - 1]  # discounted[-1]: the last rollout's end
-        self.update(discounted[..., None], valid)
-        return (reward / (self.stats[2] + 1e-8).sqrt()).clamp(-10, 10)
-
-
-def returns(reward, done, gamma):
-    """Discounted returns-to-go, which end where done (terminated or truncated) is 1: G[t] = reward[t] + gamma G[t+1].
-
-    All (T, N) -> (T, N); Sutton and Barto 2018, section 13.3.
-    """
-    to_go = [torch.zeros_like(reward[0])]
+def returns_to_go(reward, done, gamma):
+    """R[t] = reward[t] + gamma (1 - done[t]) R[t+1] (Sutton and Barto 2018, section 13.3); all (T, N)."""
+    returns = torch.zeros(len(reward) + 1, *reward.shape[1:], device=reward.device)  # returns[T] = 0
     for t in reversed(range(len(reward))):
-        to_go.append(reward[t] + gamma * (1 - done[t]) * to_go[-1])
-    return torch.stack(to_go[:0:-1])
+        returns[t] = reward[t] + gamma * (1 - done[t]) * returns[t + 1]
+    return returns[:-1]
 
 
-def normalise(x, weight):
-    """x to mean 0 and deviation 1, as weight @ x takes the mean; (B,) -> (B,)"""
-    x = x - weight @ x
-    return x / ((weight @ x**2).sqrt() + 1e-8)
-
-
-def policy_loss(log_prob, advantage, weight):
-    """-E[log pi(a|s) A], whose gradient is the policy gradient (Williams 1992, Sutton et al. 2000); (B,) -> ()"""
-    return -(weight @ (log_prob * advantage))
+def policy_loss(log_prob, advantage):
+    """-E[log pi(a|s) A]; minus its gradient is the policy gradient (Sutton et al. 2000); (B,) -> ()"""
+    return -(log_prob * advantage).mean()
 
 
 def loss(agent, batch, args):
-    """The objective's negative on a batch, to be minimised -> (), and what to log of it."""
-    obs, action, returns, valid = batch
-    weight = valid / valid.sum().clamp(min=1)  # weight @ x is the mean of x over decisions, without the reset steps
-    returns = normalise(returns, weight) if args.norm_returns else returns
+    """The loss of a batch -> (), and metrics."""
+    obs, action, returns = batch
+    if args.norm_returns and len(returns) > 1:
+        returns = (returns - returns.mean()) / (returns.std() + 1e-8)
     log_prob, entropy = agent.log_prob(obs, action)
-    l_policy = policy_loss(log_prob, returns, weight)
-    entropy = weight @ entropy
-
-    metrics = {"policy_loss": l_policy, "entropy": entropy}
+    l_policy = policy_loss(log_prob, returns)
+    metrics = {"policy_loss": l_policy, "entropy": entropy.mean()}
     return l_policy, metrics
 
 
-def update(agent, optimizer, batch, args):
-    """One gradient step on a batch; returns detached metrics."""
-    weights = optimizer.param_groups[0]["params"][0]
-    weights.grad, metrics = gradient(loss, weights.parts, agent, batch, args)
-    average_over_ranks(weights.grad, batch[-1].sum())
-    optimizer.step()
-    return metrics
+def learn(run, args):
+    """Act for T steps in N environments, compute targets, update; repeat until total_timesteps."""
+    agent = Agent(run.envs, args).to(run.device)
+    # With Adam's default eps, noise becomes whole steps where advantages vanish.
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
+    run.start(agent=agent, optimizer=optimizer)
+    while run.step < args.total_timesteps:
+        # Act.
+        fraction_left = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
+        optimizer.param_groups[0]["lr"] = args.learning_rate * fraction_left
+        obs, real = run.reset(), torch.ones(args.num_envs, dtype=torch.bool, device=run.device)
+        steps = []
+        while rank_mean(real.float().mean()) > 0:  # an episode is being played, by this process or another
+            action = agent.act(obs)
+            next_obs, reward, terminated, done = run.env_step(action)
+            steps.append((obs, action, reward, terminated, done, real))
+            obs, real = next_obs, real & (done == 0)  # steps after the first episode are not real
+        all_obs, action, reward, _, done, reals = (torch.stack(x) for x in zip(*steps, strict=True))
+        run.envs.return_queue, run.envs.length_queue = (reward * reals).sum(0).tolist(), reals.sum(0).tolist()
 
-
-def train(args):
-    """Play an episode in each of N environments, compute targets, update; again, until total_timesteps -> agent."""
-    run, N = Run(args), args.num_envs
-    envs, device = make_envs(args, N), run.device
-    agent = Agent(envs, args).to(device)
-    optimizer = Adam([flatten(agent.parameters())], lr=args.learning_rate, eps=1e-4, fused=True)
-    run.start(envs, agent=agent, optimizer=optimizer)
-    while run.step < args.total_timesteps and not args.evaluate:
-        # Act: until every environment has ended its episode; valid is 1 up to that end, 0 for what it plays on.
-        optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - args.anneal_lr * run.step / args.total_timesteps)
-        obs, action, reward, done, valid = [run.reset()], [], [], [], [torch.ones(N, device=device)]
-        while all_sum(valid[-1].sum()):
-            action.append(agent.act(obs[-1]))
-            next_obs, last_reward, _, last_done = run.env_step(action[-1])
-            obs.append(next_obs)
-            reward.append(last_reward)
-            done.append(last_done)
-            valid.append(valid[-1] * (1 - last_done))
-        obs, action, reward, done, valid = (torch.stack(x[: len(done)]) for x in (obs, action, reward, done, valid))
-        envs.return_queue, envs.length_queue = (reward * valid).sum(0).tolist(), valid.sum(0).tolist()
-
-        # Targets: the returns.
+        # Targets.
         with torch.no_grad():
-            norm_obs = agent.norm_obs(obs)
-            scaled = agent.norm_reward.scale(reward, torch.zeros_like(reward), valid, args.gamma)
-            rollout = (norm_obs, action, returns(scaled, done, args.gamma), valid)
-            rollout = [x.flatten(0, 1) for x in rollout]
-            agent.norm_obs.update(obs, valid)
+            returns = returns_to_go(reward, done, args.gamma)
+            rollout = [x[reals] for x in (all_obs, action, returns)]
 
         # Update.
-        metrics = update(agent, optimizer, rollout, args)
-        run.tick(metrics, optimizer)
-    return run.finish()
+        optimizer.zero_grad()
+        metrics = run.backward(loss, agent, rollout, args)
+        optimizer.step()
+        run.log_and_save(metrics, optimizer)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The algorithm ends here. What else a run needs is below, the same in every script.
-SCRIPT, SIGNALS = Path(__file__).stem, (signal.SIGINT, signal.SIGTERM)
+# The algorithm ends here. Below is what every run needs, the same in every script.
 
 
-def refuse(bad, message):
-    """If the input is bad: one line on standard error, and exit status 2."""
-    if bad:
-        print(f"{SCRIPT}.py: error: {' '.join(str(message).split())}", file=sys.stderr)
-        sys.exit(2)
+class RunError(Exception):
+    """The run cannot start or go on; the message says why."""
 
 
-def check_memory(numbers, device, what):
-    """Refuse what takes so many float32 numbers, if the device has no room for them."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif (meminfo := Path("/proc/meminfo")).exists():
-        free = 1024 * int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1])
-    else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    need, free = numbers * 4 / 2**30, free / 2**30
-    refuse(need > free, f"{what} take {need:.1f} GiB, and {free:.1f} GiB are free")
+def require(good, message):
+    if not good:
+        raise RunError(message)
 
 
-def parse_args():
-    """Flags of the command line, over those of the run that --resume or --evaluate names, each in its range."""
+def make_envs(args, num_envs, training=True, **kwargs):
+    """Environments; a Box of actions is rescaled to [-1, 1] if it is bounded, else clipped."""
+    envs = None
     try:
-        with redirect_stderr(io.StringIO()) as box:
-            args = tyro.cli(Args, description=__doc__.splitlines()[0])
-            refuse(args.resume and args.evaluate, "--resume trains and --evaluate does not: give one of them")
-            if run := args.resume or args.evaluate:
-                saved = load_checkpoint(run)["args"]
-                args = tyro.cli(Args, default=saved)
-                refuse(args.env_id != saved.env_id, f"--env-id {args.env_id}, but {run} is of {saved.env_id}")
-    except SystemExit as end:
-        words = box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode()  # without tyro's frame
-        refuse(end.code, words.removeprefix(f"{SCRIPT}.py: error: "))
-        raise
-    for name, value in vars(args).items():
-        low = 1 if type(value) is int else 0
-        low = {"seed": 0, "learning_starts": 0, "initial_std": 1e-3}.get(name, low)
-        high = 2**62 if type(value) is int else 1e100
-        high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "num_threads": 1024}.get(name, high)
-        bad = not isinstance(value, str) and not low <= value <= high
-        refuse(bad, f"--{name.replace('_', '-')} {value} is not from {low} to {high}")
-    size, parts = getattr(args, "num_steps", 1) * args.num_envs, getattr(args, "num_minibatches", 1)
-    refuse(size % parts, f"--num-minibatches {parts} does not divide --num-steps times --num-envs, {size}")
-    single = hasattr(args, "num_steps") and args.norm_adv and size // parts == 1
-    refuse(single, "--norm-adv leaves nothing of an advantage in a batch of one step: give --no-norm-adv")
-    total, starts = args.total_timesteps, getattr(args, "learning_starts", -1)
-    refuse(starts >= total, f"--learning-starts {starts} leaves no step of --total-timesteps {total} to learn at")
-    return args
+        envs = make_vec(args, num_envs, training, **json.loads(args.env_kwargs) | kwargs)
+        obs, actions, mode = envs.single_observation_space, envs.single_action_space, envs.metadata["autoreset_mode"]
+        box = isinstance(actions, Box) and actions.dtype.kind == "f"
+        require(isinstance(obs, Box), f"observations {obs} cannot be flattened")
+        require(box or (isinstance(actions, Discrete) and actions.start == 0), f"actions {actions} are not supported")
+        require(mode == gym.vector.AutoresetMode.NEXT_STEP, f"{mode} is not NEXT_STEP")
+    except Exception as error:
+        if envs:
+            envs.close()
+        raise RunError(f"--env-id {args.env_id} {args.env_kwargs}: {str(error) or repr(error)}") from error
+    if box and actions.is_bounded():
+        low, high, unit = actions.low, actions.high, Box(-1, 1, actions.shape)
+        envs = wrappers.TransformAction(envs, lambda a: (low + (a + 1) / 2 * (high - low)).clip(low, high), None, unit)
+    elif box:
+        envs = wrappers.TransformAction(envs, lambda a: a.clip(actions.low, actions.high))
+    return wrappers.RecordEpisodeStatistics(envs, buffer_length=20, stats_key="run")
 
 
-def make_envs(args, num_envs, **kwargs):
-    """Vector environment: flat observations, Discrete actions or Box actions in [-1, 1]; NEXT_STEP autoreset."""
-    refuse(not re.fullmatch("([^:.][^:]*:)?[^:]*", args.env_id), f"--env-id {args.env_id} is no Id and no module:Id")
-    try:
-        if args.async_envs:
-            resource_tracker.ensure_running()  # when it begins, it unblocks signals
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # its processes stay so: the script answers
-        envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
-        if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
-            envs = wrappers.FlattenObservation(envs)
-    except (gym.error.Error, ImportError, NotImplementedError) as error:
-        refuse(True, f"--env-id {args.env_id}: {error}")
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    for process in getattr(envs.unwrapped, "processes", ()):
-        process.terminate = process.kill  # by SIGTERM it would never end, and what waits for it neither
-        atexit.register(process.kill)
-    flat = isinstance(envs.single_observation_space, Box)
-    refuse(not flat, f"--env-id {args.env_id} has observations of no fixed size, which flatten to no Box")
-    mode, space = envs.metadata.get("autoreset_mode"), envs.single_action_space
-    device = getattr(envs.unwrapped, "device", None)  # where it takes and gives tensors, as GPU simulators do
-    refuse(mode and mode.name != "NEXT_STEP", f"--env-id {args.env_id} resets in {mode}; it has to be NEXT_STEP")
-    box = isinstance(space, Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
-    bounded = box and (space.high / 2 - space.low / 2 < 1e38).all()  # float32 can hold its size
-    others = getattr(Agent, "others", "")  # scripts for the actions that this one has no use for
-    acts, kinds = f"--env-id {args.env_id} acts in {space}", "a bounded Box" if others else "Discrete from 0 or a Box"
-    usable = box or (isinstance(space, Discrete) and space.start == 0)
-    refuse(not usable, f"{acts}; it has to be {kinds} of floats with one axis")
-    refuse(others and not bounded, f"{acts}; it has to be a bounded Box, or try {others}")
-    if box:  # which may have some bounds; and what is rescaled may be rounded beyond one
-        low, high = (torch.tensor(x, device=device) if device else x for x in (space.low, space.high))
-        envs = wrappers.TransformAction(envs, lambda a: a.clip(low, high))
-    if bounded:
-        unit = Box(-1, 1, space.shape)
-        envs = wrappers.TransformAction(envs, lambda a: low + (a.clip(-1, 1) + 1) / 2 * (high - low), None, unit)
-    return envs if device else wrappers.RecordEpisodeStatistics(envs, buffer_length=20, stats_key="whole_episode")
-
-
-def evaluate(agent, args, episodes, seed, video=None, signals=()):
-    """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,)."""
-    envs = make_envs(args, episodes, **({"render_mode": "rgb_array"} if video else {}))
-    envs = wrappers.RecordVideo(envs, str(video), episode_trigger=lambda episode: episode == 0) if video else envs
-    obs, returns, ended = envs.reset(seed=seed)[0], np.zeros(episodes), np.zeros(episodes, bool)
-    weight, device = next(agent.parameters()), getattr(envs.unwrapped, "device", None)
-    while not ended.all() and len(signals) < 2:  # who asks again does not wait for the end of episodes
-        action = agent.act(torch.as_tensor(obs, dtype=weight.dtype, device=weight.device), greedy=True)
-        obs, *rest, _ = envs.step(action.to(device) if device else action.cpu().numpy())
-        reward, terminated, truncated = (torch.as_tensor(x).cpu().numpy() for x in rest)
-        returns += np.where(ended, 0, reward)
-        ended |= terminated | truncated
-    envs.close()
+def evaluate(agent, args, episodes, video=None):
+    """Returns of the greedy policy, an episode in each of as many environments -> (episodes,)."""
+    envs = make_envs(args, episodes, training=False, **({"render_mode": "rgb_array"} if video else {}))
+    with closing(wrappers.RecordVideo(envs, str(video)) if video else envs) as envs:
+        obs, returns, done = envs.reset(seed=args.seed % 2**30)[0], np.zeros(episodes), np.zeros(episodes, bool)
+        device, step = next(agent.parameters()).device, 0
+        while not done.all() and step < 30_000:
+            require(not Run.signal, "stopped")
+            action = agent.act(torch.as_tensor(obs, dtype=torch.float32, device=device), greedy=True).cpu().numpy()
+            obs, reward, terminated, truncated, _ = envs.step(action.reshape(envs.action_space.shape))
+            returns += np.where(done, 0, reward)
+            done |= terminated | truncated
+            step += 1
+    if not done.all():
+        print(f"{NAME}.py: {(~done).sum()} of {episodes} episodes were cut at {step} steps", file=sys.stderr)
     return returns
 
 
-def load_checkpoint(run, **parts):
-    """Read a run folder's checkpoint, executing nothing in it, and load the parts from it."""
+def read(folder):
+    """The checkpoint in a folder. Its last 32 bytes are the rest's SHA-256; nothing in it is executed."""
+    path = Path(folder, "checkpoint.pt")
     try:
-        path = Path(run, "checkpoint.pt")
         content = path.read_bytes()
-        checksum = hashlib.sha256(memoryview(content)[:-32]).digest()  # a slice would be one more copy of a replay
-        refuse(checksum != content[-32:], f"{path} is damaged: its checksum is another")
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        refuse(saved["script"] != SCRIPT, f"{path} is of {saved['script']}.py")
-        saved["args"] = Args(**saved["args"])
-        of_ranks, rank = [saved, *saved["others"]], distributed.get_rank() if distributed.is_initialized() else 0
-        for name, part in parts.items():
-            state = of_ranks[min(rank, len(of_ranks) - 1)][name]
-            if isinstance(part, torch.optim.Optimizer):  # a rate given beside --resume wins
-                state["param_groups"][0]["lr"] = part.param_groups[0]["lr"]
-            part.load_state_dict(state)
-        return saved
+        require(hashlib.sha256(content[:-32]).digest() == content[-32:], "it is damaged")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        require(checkpoint["script"] == NAME, f"{checkpoint['script']}.py saved it")
+        return checkpoint | {"args": Args(**checkpoint["args"] | {"resume": "", "evaluate": ""})}
     except Exception as error:
-        refuse(True, f"{path} is missing, damaged, or of another environment: {str(error) or repr(error)}")
+        raise RunError(f"cannot load {path}: {error}"[:300]) from error
 
 
-def all_sum(tensor):
-    """Sum over torchrun's ranks, in place."""
-    if distributed.is_initialized():
-        distributed.all_reduce(tensor)
+def load(folder):
+    """The agent of a run, on the CPU, and its flags. An action a in [-1, 1] means low + (a + 1) / 2 * (high - low)."""
+    checkpoint = read(folder)
+    with closing(make_envs(checkpoint["args"], 1)) as envs:
+        agent = Agent(envs, checkpoint["args"])
+    agent.load_state_dict(checkpoint["state"][0]["agent"])
+    return agent, checkpoint["args"]
+
+
+def rank_mean(tensor):
+    """Mean over the processes of torchrun, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
     return tensor
 
 
-def average_over_ranks(gradient, weight):
-    """Mean of a gradient over ranks, in place, each weighted by its number of decisions, in one all-reduce."""
-    if distributed.is_initialized():
-        total = all_sum(torch.cat([weight * gradient, weight.view(1)]))
-        gradient.copy_(total[:-1] / total[-1].clamp(min=1))
-
-
-def flatten(parameters):
-    """One parameter that has all of these as its parts, now views of it: a step takes one call, not one for each."""
-    parts = list(parameters)
-    weights = nn.Parameter(nn.utils.parameters_to_vector(parts).detach())
-    nn.utils.vector_to_parameters(weights.data, parts)
-    weights.parts = parts
-    return weights
-
-
-def gradient(loss, parts, agent, batch, args):
-    """The gradient of loss(agent, batch, args) -> (scalar, metrics) by all parts in one tensor, and the metrics."""
-    if args.compile and not torch.compiler.is_compiling():
-        return compiled(gradient)(loss, parts, agent, batch, args)
+def backward(loss, agent, batch, args):
+    """Compute the gradient of a loss, averaged over processes; returns the metrics."""
     total, metrics = loss(agent, batch, args)
-    gradients = torch.autograd.grad(total, parts)
-    return torch.cat([x.flatten() for x in gradients]), {name: metric.detach() for name, metric in metrics.items()}
+    total.backward()
+    for gradient in [p.grad for p in agent.parameters() if p.grad is not None]:
+        rank_mean(gradient)
+    return {k: v.detach() for k, v in metrics.items()}
 
 
-@functools.cache
-def compiled(function):
-    """The function as one graph, forward and backward, which draws the same noise as without."""
-    torch._dynamo.config.trace_autograd_ops = True
-    return torch.compile(function, fullgraph=True, options={"fallback_random": True})
+class Run(ExitStack):
+    """Environments, progress, log and checkpoints of one training."""
 
-
-def choose_products(hidden_size):
-    """On a CPU: products of large layers by oneDNN where MKL is slower, on AMD, for that leaves AVX-512 unused.
-
-    "medium" lets oneDNN round to bfloat16, which it does by AMX alone: without, these are products in float32.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    features = cpuinfo.read_text() if cpuinfo.exists() else ""
-    faster = hidden_size >= 128 and "AuthenticAMD" in features and "avx512f" in features and "amx" not in features
-    torch.set_float32_matmul_precision("medium" if faster else "highest")
-
-
-class Adam(torch.optim.Adam):
-    """Torch's, but for its detours by torch's compiler, the import of which takes as long as that of torch itself."""
-
-    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
-    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
-    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-
-
-class CudaGraph:
-    """An update of one kind (shapes; with the actor or not): made thrice as it is, then captured, and then replayed.
-
-    A graph has the memory that it was captured on, and numbers in it are constants: so each batch is copied to where
-    the first was, and learning rates are tensors.
-    """
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, update, agent, given):
-        batch = next(x for x in given if isinstance(x, list))
-        groups = [x.param_groups[0] for x in given if isinstance(x, torch.optim.Optimizer)]
-        rates = [group["lr"] for group in groups]
-        self.calls += 1
-        if self.calls <= 3:  # what is made once is made now, and aside, as torch asks for
-            main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
-                metrics = update(agent, *given)
-            main.wait_stream(side)
-            return metrics
-        if self.calls == 4:
-            self.graph, self.batch = torch.cuda.CUDAGraph(), [x.clone() for x in batch]
-            self.rates = [torch.tensor(rate, device=batch[0].device) for rate in rates]
-            for group, rate in zip(groups, self.rates, strict=True):
-                group.update(lr=rate, capturable=True)
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # NCCL has threads of its own
-                self.metrics = update(agent, *[self.batch if x is batch else x for x in given])
-            for group, rate in zip(groups, rates, strict=True):
-                group.update(lr=rate, capturable=False)
-        torch._foreach_copy_(self.batch, batch)
-        for rate, now in zip(self.rates, rates, strict=True):
-            rate.fill_(now)
-        self.graph.replay()
-        return self.metrics
-
-
-def graphed(update):
-    """The update, which with --cuda-graph has a graph for each of its kinds."""
-
-    @functools.wraps(update)
-    def by_graph(agent, *given):
-        args, count = given[-1], sum(x for x in given if isinstance(x, int))
-        if not args.cuda_graph:
-            return update(agent, *given)
-        shapes = [x.shape for part in given if isinstance(part, list) for x in part]
-        kind = (count % getattr(args, "policy_frequency", 1) > 0, *shapes)
-        graphs = agent.__dict__.setdefault("graphs", {})
-        graphs[kind] = graph = graphs.pop(kind, None) or CudaGraph()
-        if len(graphs) > 8:  # each has memory: let go the one that was not asked for longest
-            del graphs[next(iter(graphs))]
-        return graph(update, agent, given)
-
-    return by_graph
-
-
-class Run:
-    """Device and ranks, steps and seconds so far, folder, log, checkpoints and signals of one run."""
+    signal = 0  # main sets it: save and stop
 
     def __init__(self, args):
-        found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
-        refuse(args.device not in ("auto", "cpu", found), f"--device {args.device} is not here; {found} would do")
+        super().__init__()
+        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        require(args.device in ("auto", "cpu", found.type), f"--device {args.device}: there is only {found.type}")
         self.device = torch.device(found if args.device == "auto" else args.device)
-        refuse(args.cuda_graph and self.device.type != "cuda", f"--cuda-graph is for --device cuda, not {self.device}")
-        if distributed.is_torchelastic_launched() and not distributed.is_initialized():
-            if self.device.type == "cuda":
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            importlib.import_module("torch.distributed.nn")  # imported later, its defaults would keep the group alive
-            store, rank, ranks = next(distributed.rendezvous("env://"))
-            store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)  # else it has the dead's
-            patience = timedelta(days=7)  # with the first rank, which evaluates; of a dead one torchrun hears itself
-            distributed.init_process_group(store=store, rank=rank, world_size=ranks, timeout=patience)
-            atexit.register(distributed.destroy_process_group)  # else its threads may abort the process at its end
-        alone = not distributed.is_initialized()
-        self.rank, self.ranks = (0, 1) if alone else (distributed.get_rank(), distributed.get_world_size())
+        if dist.is_torchelastic_launched() and not dist.is_initialized():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if self.device.type == "cuda" else -1)  # -1: none
+            dist.init_process_group(timeout=99 * dist.default_pg_timeout)
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.set_num_threads(args.num_threads)
-        if self.device.type == "cpu":
-            choose_products(args.hidden_size)
+        torch.set_float32_matmul_precision(args.matmul_precision)
         torch.manual_seed(args.seed)
-        rows = max(args.num_envs * getattr(args, "num_steps", 1), getattr(args, "batch_size", 1), args.eval_episodes)
-        sizes = f"--hidden-size {args.hidden_size} and {rows} observations"  # a layer's weights and outputs, some times
-        check_memory(10 * args.hidden_size * (args.hidden_size + rows), self.device, sizes)
-        self.args, self.step, self.seconds, self.new_segment, self.signals = args, 0, 0.0, True, []
-        self.folder = Path("runs") if self.rank else None  # other ranks write nothing
-        for number in () if args.evaluate else SIGNALS:
-            signal.signal(number, self.note)
+        self.args, self.step, self.saved, self.seconds, self.needs_reset = args, 0, 0, 0.0, True
+        self.backward = backward
+        if args.compile:
+            torch.compiler.reset()
+            torch._dynamo.config.trace_autograd_ops = True  # one graph, forward and backward
+            self.backward = torch.compile(backward, fullgraph=True, options={"fallback_random": True})
+        self.envs = self.enter_context(closing(make_envs(args, args.num_envs)))
 
-    def note(self, number, frame):
-        """A first signal stops the run after the update or evaluation under way, a second after the update."""
-        self.signals.append(number)
-        if len(self.signals) > 2:
-            print(f"stopped at once, after step {self.step}; {self.kept()}", file=sys.stderr)
-            sys.exit(128 + number)
-
-    def kept(self):
-        """What the end of a run leaves."""
-        there = self.rank or (self.folder and (self.folder / "checkpoint.pt").exists())
-        return f"{self.folder} keeps the last checkpoint" if there else "no checkpoint was saved yet"
-
-    def start(self, envs, **parts):
-        """Name what a checkpoint holds; take up a run, or make a new folder; open the log."""
-        args, self.envs, self.parts, given = self.args, envs, parts, self.args.resume or self.args.evaluate
-        self.tensors = getattr(envs.unwrapped, "device", None)
-        self.largest, self.latest = torch.zeros(1, device=self.device), torch.tensor(torch.nan, device=self.device)
-        blind = args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ())
-        refuse(blind, f"--capture-video: {args.env_id} has no render mode rgb_array")
-        if given:
-            self.folder = Path(given)
-            saved = load_checkpoint(self.folder, **parts)
-            self.step, self.seconds, ranks = saved["step"], saved["seconds"], 1 + len(saved["others"])
-            other = f"{self.folder} is of {ranks} ranks, each with its own environments and data, not of {self.ranks}"
-            refuse(args.resume and ranks != self.ranks, other)
-            finished = args.resume and self.step >= args.total_timesteps
-            refuse(finished, f"{self.folder} has its {self.step} steps; a larger --total-timesteps would extend it")
-        stamp = int(time.time())
-        while self.rank == 0 and not self.folder:
-            folder = Path("runs", f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{stamp}")
-            try:
-                folder.mkdir(parents=True)
-                self.folder = folder
-            except OSError as error:  # if it is there, another run of this second has it: take the next
-                refuse(not folder.is_dir(), f"cannot write {folder}: {error.strerror}")
-                stamp += 1
-        if self.rank == 0 and not args.evaluate:
-            try:
-                self.writer = SummaryWriter(self.folder, purge_step=self.step + 1, max_queue=1000)
-            except OSError as error:
-                refuse(True, f"cannot write {self.folder}: {error.strerror}")
-            self.writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in vars(args).items()))
-            lines = {"delay": 10, "mininterval": 10, "bar_format": "{n} steps{postfix}, {rate_fmt}\n"}
-            style = {"unit_scale": True} if sys.stderr.isatty() else lines
-            self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit=" steps", **style)
-        self.began, self.saved, self.logged = time.perf_counter() - self.seconds, self.step, self.step
+    def start(self, **state):
+        """Name what a checkpoint holds, load it to resume, open the log."""
+        args, self.state, self.folder = self.args, state, Path(self.args.resume)
+        if args.resume:
+            saved = read(self.folder)
+            self.step = self.saved = saved["step"]
+            self.seconds, states = saved["seconds"], saved["state"]
+            require(len(states) == self.ranks, f"{self.folder} has {len(states)} processes, not {self.ranks}")
+            for name, part in state.items():
+                if hasattr(part, "param_groups"):
+                    states[self.rank][name]["param_groups"][0]["lr"] = part.param_groups[0]["lr"]
+                try:
+                    part.load_state_dict(states[self.rank][name])
+                except (RuntimeError, ValueError) as error:
+                    raise RunError(f"these flags do not fit {self.folder}: {error}"[:300]) from error
+        name, second = f"{args.env_id.replace('/', '-').replace(':', '-')}__{NAME}__{args.seed}", int(time.time())
+        while not args.resume and self.folder.exists():
+            self.folder, second = Path(f"runs/{name}__{second}"), second + 1
+        if self.rank == 0:
+            self.writer = self.enter_context(SummaryWriter(self.folder, purge_step=self.step + 1))
+            style = {"unit": " steps", "mininterval": 0.1 if sys.stderr.isatty() else 30}
+            self.bar = self.enter_context(tqdm(total=args.total_timesteps, initial=self.step, **style))
+        self.began = time.perf_counter() - self.seconds
 
     def reset(self):
-        """Start a segment: seed every generator by (seed, step, rank), reset the environments -> obs (N, D)."""
-        self.new_segment = False
-        *seeds, env_seed = np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(4).tolist()
-        for seeder, seed in zip((random.seed, np.random.seed, torch.manual_seed), seeds, strict=True):
-            seeder(seed)
-        obs = torch.as_tensor(self.envs.reset(seed=env_seed)[0])
-        obs = obs.to(self.device, torch.float32, copy=True)  # the environment may use its memory again
-        self.check_finite(obs.cpu().numpy(), "an observation")
-        self.so_far, self.over = torch.zeros(2, len(obs), device=self.device), torch.zeros(len(obs), device=self.device)
+        """Seed everything by (seed, step, rank) and reset the environments -> obs (N, D)."""
+        self.needs_reset = False
+        seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
+        for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+            seed_generator(seed)
+        obs = torch.tensor(self.envs.reset(seed=seed)[0], dtype=torch.float32, device=self.device)
+        require(obs.isfinite().all(), "an observation is not finite")
         return obs
 
-    def check_finite(self, values, what):
-        if not np.isfinite(values).all():
-            refuse(True, f"{what} is not finite at step {self.step}; {self.kept()}")
-
     def env_step(self, action):
-        """-> next_obs (N, D), reward, terminated, done (N,), all in one transfer to the device, or none."""
-        action = action.to(self.tensors or "cpu")
-        if not self.tensors:
-            action = action.numpy()
-            self.check_finite(action, "an action")
-        try:
-            obs, reward, terminated, truncated, _ = self.envs.step(action)
-        except Exception:
-            failed = f"an environment failed at step {self.step}; {self.kept()}"
-            print(f"{SCRIPT}.py: error: {failed}", file=sys.stderr)
-            raise
-        self.step += self.args.num_envs * self.ranks
-        stack = torch.column_stack if self.tensors else np.column_stack
-        row = torch.as_tensor(stack([obs, reward, terminated, terminated | truncated])).float()
-        if self.tensors:  # nothing here waits for the device: it is when it logs that tick looks
-            row = row.to(self.device)
-            self.largest = torch.maximum(self.largest, row.abs().amax(0))  # of each column; NaN is larger than all
-            self.so_far += torch.stack([row[:, -3], 1 - self.over])  # a step that only resets is none of an episode
-            self.over = row[:, -1]
-            self.latest = torch.where(self.over > 0, self.so_far, self.latest)
-            self.envs.return_queue, self.envs.length_queue = self.latest
-            self.so_far *= 1 - self.over
-        else:
-            if not np.isfinite(row.numpy()).all():  # one look is enough as long as all are
-                self.check_finite(row[:, :-3].numpy(), "an observation")
-                self.check_finite(row[:, -3].numpy(), "a reward")
-            row = row.to(self.device)
+        """Step the environments -> obs (N, D), reward, terminated, done (N,), which is terminated or truncated."""
+        action = action.cpu().numpy().reshape(self.envs.action_space.shape)
+        obs, reward, terminated, truncated, _ = self.envs.step(action)
+        self.step += len(obs) * self.ranks
+        row = np.column_stack([obs, reward, terminated, terminated | truncated])
+        row = torch.as_tensor(row, dtype=torch.float32, device=self.device)
+        require(row.isfinite().all(), "an observation or reward is not finite")
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
-    def tick(self, metrics, optimizer):
-        """After an update: log; save on time, at the end, or at a signal, which then ends the program."""
+    def log_and_save(self, metrics, optimizer):
+        """Log; save and evaluate when it is time; stop at a signal."""
         args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
-        stop = 0 if ended else len(self.signals)  # what has ended is not stopped
-        stop = int(all_sum(torch.tensor(stop, device=self.device))) if self.ranks > 1 else stop
+        tags = {f"losses/{k}": v.item() for k, v in metrics.items()}
+        require(all(map(math.isfinite, tags.values())), f"not finite: {tags}")
+        stop = not ended and rank_mean(torch.tensor(float(Run.signal), device=self.device)) > 0
         save = ended or stop or self.step - self.saved >= args.checkpoint_every
-        log = ended or self.step - self.logged >= args.total_timesteps / 500
-        tags = {}
-        if self.tensors:
-            metrics = {"largest_observation": self.largest[:-3].amax(), "largest_reward": self.largest[-3]} | metrics
-        if metrics and (log or save):
-            tags = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-        for name, value in tags.items():
-            self.check_finite(value, name)
-        if self.rank == 0 and log:
-            self.logged, tags = self.step, {f"losses/{name}": value for name, value in tags.items()}
+        if self.rank == 0 and (save or self.step - self.bar.n >= args.total_timesteps / 500):
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
-            for name, queue in (("return", self.envs.return_queue), ("length", self.envs.length_queue)):
-                mean = torch.as_tensor(queue).cpu().double().nanmean().item()  # NaN: no episode has ended yet
-                tags |= {} if np.isnan(mean) else {f"charts/episodic_{name}": mean}
-            for tag, value in tags.items():
-                self.writer.add_scalar(tag, value, self.step)
-            mean = tags.get("charts/episodic_return")
-            self.bar.set_postfix_str("no episode has ended" if mean is None else f"return {mean:.1f}", refresh=False)
-            self.bar.update(min(self.step, args.total_timesteps) - self.bar.n)
-        if save:
-            weights = nn.utils.parameters_to_vector(self.parts["agent"].parameters())
-            self.check_finite(weights.numpy(force=True), "a weight")
-            self.save()
-            if self.rank == 0 and not ended and not stop:
-                returns = evaluate(self.parts["agent"], args, args.eval_episodes, args.seed, signals=self.signals)
-                if len(self.signals) < 2:
-                    self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
-                self.writer.flush()
-        if stop:
-            if self.rank == 0:
-                self.bar.close()
-                print(f"stopped at step {self.step}: python {SCRIPT}.py --resume {self.folder}", file=sys.stderr)
-            sys.exit(128 + [*self.signals, signal.SIGTERM][0])
-
-    def save(self):
-        """Replace the checkpoint at once, whole; what follows is a new segment, as it will be after --resume."""
-        self.saved, self.new_segment = self.step, True
-        of_ranks = [{name: part.state_dict() for name, part in self.parts.items()}] * self.ranks
+            if self.envs.return_queue:
+                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
+                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
+                self.bar.set_postfix_str(f"return {tags['charts/episodic_return']:.1f}", refresh=False)
+            for tag in tags:
+                self.writer.add_scalar(tag, tags[tag], self.step)
+            self.bar.update(self.step - self.bar.n)
+        if not save:
+            return
+        states = [{name: part.state_dict() for name, part in self.state.items()}] * self.ranks
         if self.ranks > 1:
-            distributed.gather_object(of_ranks[0], None if self.rank else of_ranks)
+            dist.gather_object(states[0], None if self.rank else states)
         if self.rank == 0:
-            state = {"script": SCRIPT, "step": self.step, "seconds": self.seconds, "others": of_ranks[1:]}
-            state["args"] = vars(self.args) | {"resume": "", "evaluate": ""}
-            temporary = self.folder / "checkpoint.tmp"
-            try:
-                with open(temporary, "w+b") as file:  # not put together in memory, which a replay buffer may fill
-                    torch.save(state | of_ranks[0], file)
-                    file.seek(0)
-                    file.write(hashlib.file_digest(file, "sha256").digest())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.folder / "checkpoint.pt")
-                self.writer.flush()
-            except (OSError, RuntimeError) as error:  # torch.save makes the latter of the former
-                reason = error if isinstance(error, OSError) else error.__context__ or error
-                temporary.unlink(missing_ok=True)
-                refuse(True, f"cannot save at step {self.step}: {reason}; {self.kept()}")
+            saved = {"script": NAME, "args": vars(args), "step": self.step, "seconds": self.seconds, "state": states}
+            with open(self.folder / "checkpoint.tmp", "w+b") as file:
+                torch.save(saved, file)
+                file.seek(0)
+                file.write(hashlib.file_digest(file, "sha256").digest())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.folder / "checkpoint.pt")
+        self.saved, self.needs_reset = self.step, True
+        require(not stop, "stopped")
+        if self.rank == 0 and args.eval_episodes and not ended:
+            returns = evaluate(self.state["agent"], args, args.eval_episodes)
+            self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
 
-    def finish(self):
-        """Evaluate the policy, film it if asked, print the line that other programs read -> agent."""
-        args, agent = self.args, self.parts["agent"]
-        if self.rank == 0:
-            returns = evaluate(agent, args, args.eval_episodes, args.seed, signals=self.signals)
-            if not args.evaluate:
-                self.bar.close()
-                if len(self.signals) > 1:  # it was cut short
-                    print(f"trained, not evaluated: python {SCRIPT}.py --evaluate {self.folder}", file=sys.stderr)
-                    sys.exit(128 + self.signals[0])
-                self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
-                self.writer.close()
-            score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({len(returns)} episodes)"
-            speed = f"{self.step} steps | {self.seconds:.1f} s | {self.step / self.seconds:.0f} steps/s"
-            print(score, speed, self.folder, sep=" | ")
-            if args.capture_video:
-                evaluate(agent, args, 1, args.seed, self.folder / "video")
-        if distributed.is_initialized():
-            distributed.barrier()  # no rank hangs up on another
+
+def report(agent, args, step, seconds, folder):
+    """Evaluate, print the last line, film if asked -> mean return."""
+    returns = evaluate(agent, args, args.eval_episodes) if args.eval_episodes else np.array([math.nan])
+    score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({args.eval_episodes} episodes)"
+    print(f"{score} | {step} steps | {seconds:.1f} s | {step / seconds:.0f} steps/s | {folder}", flush=True)
+    if args.capture_video:
+        evaluate(agent, args, 1, Path(folder, "video"))
+    return returns.mean()
+
+
+def train(args, merge=True):
+    """Train by these flags -> agent. With resume or evaluate, that run's flags replace defaults."""
+    if (folder := args.resume or args.evaluate) and merge:
+        given = {k: v for k, v in vars(args).items() if v != getattr(Args, k)}
+        args = replace(read(folder)["args"], **given)
+    low = {"seed": 0, "learning_starts": 0, "eval_episodes": 0, "initial_std": 1e-6, "alpha": 1e-6}
+    high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**62}
+    for name, value in vars(args).items():
+        kind = type(getattr(Args, name))
+        least, most = low.get(name, int(kind is int)), high.get(name, 1e100)
+        good = kind is str or (least <= value <= most and kind(value) == value)
+        require(good, f"--{name.replace('_', '-')} {value} is not a {kind.__name__} from {least} to {most}")
+    require(not args.resume or not args.evaluate, "give --resume or --evaluate, not both")
+    args = replace(args, **{k: type(getattr(Args, k))(v) for k, v in vars(args).items()})
+    if args.evaluate:
+        checkpoint, (agent, _) = read(folder), load(folder)
+        require(args.env_id == checkpoint["args"].env_id, f"{folder} has another --env-id")
+        report(agent, args, checkpoint["step"], checkpoint["seconds"], folder)
         return agent
+    with Run(args) as run:
+        try:
+            learn(run, args)
+            if run.rank == 0:
+                run.bar.close()
+                mean = report(run.state["agent"], args, run.step, run.seconds, run.folder)
+                run.writer.add_scalar("charts/eval_return", mean, run.step)
+        except Exception as error:
+            hint = f"--resume {run.folder} continues from {run.saved}" if run.saved else "nothing was saved"
+            error.add_note(f"(step {run.step}; {hint})")
+            raise
+    return run.state["agent"]
 
 
-@contextmanager
-def signals_given_back():
-    """However the block ends, signals do again what they did before it, in a notebook say; a script they just end."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+def main():
+    """Train by the command line. Ctrl-C saves and stops; bad input is one line and exit status 2."""
+
+    def on_signal(number, frame):
+        if Run.signal:
+            os._exit(128 + number)  # the second ends the program
+        Run.signal = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # for --async-envs
+    sys.path.append(os.getcwd())  # for --env-id module:Id
     try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if __name__ == "__main__" else handler)
+        args = tyro.cli(Args, description=__doc__)
+        if folder := args.resume or args.evaluate:
+            args = tyro.cli(Args, default=read(folder)["args"])
+        train(args, merge=False)
+    except RunError as error:
+        notes = " ".join(getattr(error, "__notes__", ()))
+        print(*f"{NAME}.py: error: {error} {notes}".split(), file=sys.stderr)
+        sys.exit(128 + Run.signal if Run.signal else 2)
 
-
-train, update = signals_given_back()(train), graphed(update)
 
 if __name__ == "__main__":
-    sys.path.append(os.getcwd())  # for --env-id module:Id
-    train(parse_args())
+    main()

@@ -167,9 +167,12 @@ def stop(process):
 
 
 def last_line(folder, stream):
-    """Last line with something on it that the process in this folder wrote to 'stdout' or 'stderr'; may be empty."""
-    lines = Path(folder, stream).read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    """Last line with something on it that the process in this folder wrote to 'stdout' or 'stderr'; may be empty.
+
+    tyro draws a frame around its messages, which is left out.
+    """
+    lines = [line.strip(" \t\r╭╮╰╯│─") for line in Path(folder, stream).read_text(errors="replace").split("\n")]
+    return next((line for line in reversed(lines) if line and not line.startswith("For full helptext")), "")
 
 
 def parse_last_line(line):

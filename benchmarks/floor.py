@@ -7,7 +7,6 @@ turn with their products: every mm, bmm, addmm, baddbmm and dot that was called,
 memory that is there already. Prints one line of JSON; speed.py calls it.
 """
 
-import dataclasses
 import importlib
 import json
 import statistics
@@ -46,50 +45,82 @@ def milliseconds(function):
     return (common.seconds() - began) / REPEATS * 1000
 
 
-@torch.no_grad()
-def measure(update, calls):
+class Enough(Exception):
+    """Ends the training when what was wanted of it is there."""
+
+
+def batches_of(script, flags, count):
+    """Train a script by its command line -> the module, its run, and what run.backward was given in so many updates.
+
+    An update begins with a step of the only optimizer or, off-policy, of the critics'; the first WARM are left out.
+    """
+    path = Path(script).resolve()
+    sys.path.insert(0, str(path.parent if path.is_file() else common.ROOT))
+    module, runs, found, made = importlib.import_module(path.stem), [], [], 0
+    start = module.Run.start
+
+    def started(run, **state):
+        start(run, **state)
+        runs.append(run)
+        run.unwatched, run.backward = run.backward, watched
+
+    def watched(loss, agent, batch, args):
+        nonlocal made
+        made += loss.__name__ in ("loss", "critic_objective")
+        if made > WARM + count:
+            raise Enough
+        if made > WARM:
+            found.append((loss, agent, batch, args))
+        return runs[0].unwatched(loss, agent, batch, args)
+
+    module.Run.start, sys.argv = started, [f"{module.__name__}.py", *flags]
+    try:
+        module.main()
+    except Enough:
+        module.Run.start = start
+        return module, runs[0], found
+    common.fail(f"{script} made {made} updates, and {WARM + count + 1} are needed: give more steps", status=1)
+
+
+def update(module, run, backward, batches):
+    """The updates of these batches once more, as the script's learn makes them."""
+    for loss, agent, batch, args in batches:
+        name = {"critic_objective": "critic_optimizer", "actor_objective": "actor_optimizer"}
+        optimizer = run.state[name.get(loss.__name__, "optimizer")]
+        optimizer.zero_grad()
+        backward(loss, agent, batch, args)
+        if hasattr(args, "max_grad_norm"):
+            torch.nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        optimizer.step()
+        if loss.__name__ == "actor_objective":
+            for part in ("actor", "critic"):
+                if target := getattr(agent, f"target_{part}", None):
+                    module.polyak_update(target, getattr(agent, part), args.tau)
+
+
+def measure(module, run, batches):
     """Medians over rounds of an update, and of its products alone, in turn -> milliseconds of both, and their ratio."""
-    with Products() as products, torch.enable_grad():
-        for *args, flags in calls:
-            seen = dataclasses.replace(flags, compile=False, cuda_graph=False)  # a graph would hide its products
-            update(*args, seen)
+    with Products() as products:
+        update(module, run, module.backward, batches)  # not compiled: that would hide its products
     work = [(multiply, a, b, multiply(a, b)) for multiply, a, b in products.operands]
 
+    @torch.no_grad()
     def floor():
         for multiply, a, b, out in work:
             multiply(a, b, out=out)
 
     def learn():
-        with torch.enable_grad():
-            for args in calls:
-                update(*args)
+        update(module, run, run.unwatched, batches)
 
     times = [(milliseconds(learn), milliseconds(floor)) for _ in range(ROUNDS)]
-    update_ms, floor_ms = (statistics.median(column) / len(calls) for column in zip(*times, strict=True))
+    update_ms, floor_ms = (statistics.median(column) / UPDATES for column in zip(*times, strict=True))
     multiple = statistics.median(mine / floor for mine, floor in times)
-    return {"update_ms": update_ms, "floor_ms": floor_ms, "multiple": multiple, "products": len(work) / len(calls)}
+    return {"update_ms": update_ms, "floor_ms": floor_ms, "multiple": multiple, "products": len(work) / UPDATES}
 
 
 def main(script, *flags):
     """Train the script up to its updates, and print what was measured of them."""
-    sys.path.insert(0, str(common.ROOT))
-    module, calls = importlib.import_module(Path(script).stem), []
-    update, made = module.update, 0
-
-    def watch(*args):
-        nonlocal made
-        made += 1
-        if made > WARM:
-            calls.append(args)
-        if len(calls) == UPDATES:
-            print(json.dumps(measure(update, calls)))
-            raise SystemExit
-        return update(*args)
-
-    module.update = watch
-    sys.argv = [f"{module.__name__}.py", *flags]
-    module.train(module.parse_args())
-    common.fail(f"{script} made {made} updates, and {WARM + UPDATES} are needed: give more steps", status=1)
+    print(json.dumps(measure(*batches_of(script, flags, UPDATES))))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from contextlib import chdir
 from pathlib import Path
 
 import common
+import floor
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::dot")
@@ -79,16 +81,16 @@ def watch(module, spent):
     module.make_envs = watched_envs
     timed(spent, module.Agent, "act", "act")
     timed(spent, module.Run, "env_step", "env_step")
-    timed(spent, module, "gae", "gae")
-    timed(spent, module, "returns", "returns")
+    for name in ("gae", "returns_to_go"):
+        timed(spent, module, name, name)
     if hasattr(module, "ReplayBuffer"):
         timed(spent, module.ReplayBuffer, "add", "buffer.add")
         timed(spent, module.ReplayBuffer, "sample", "buffer.sample")
-    timed(spent, module, "update", "update")
-    timed(spent, module, "gradient", "  gradient")
-    timed(spent, module.Adam, "step", "  Adam.step")
-    timed(spent, module, "polyak_update", "  polyak_update")
-    timed(spent, module.Run, "tick", "tick (log, checkpoints)")
+    timed(spent, module, "backward", "backward")
+    timed(spent, module.nn.utils, "clip_grad_norm_", "clip_grad_norm_")
+    timed(spent, torch.optim.Adam, "step", "Adam.step")
+    timed(spent, module, "polyak_update", "polyak_update")
+    timed(spent, module.Run, "log_and_save", "log_and_save")
 
 
 def kind(operation):
@@ -106,7 +108,7 @@ def kind(operation):
 
 
 def main(script, *flags):
-    path = Path(script).resolve()
+    script = path = Path(script).resolve()
     if not path.is_file():
         common.fail(f"{script} is no file")
     sys.path.insert(0, str(path.parent))
@@ -115,41 +117,28 @@ def main(script, *flags):
     watch(module, spent)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         began = common.seconds()
-        module.train(module.parse_args())
+        module.main()
         whole = common.seconds() - began
-        print(f"\n| {script} | calls | us each | share of {whole:.1f} s |\n|---|---|---|---|")
+        print(f"\n| {path.name} | calls | us each | share of {whole:.1f} s |\n|---|---|---|---|")
         for part, seconds in spent.items():
             name, mean = part.replace("  ", "&nbsp;&nbsp;"), 1e6 * sum(seconds) / len(seconds)
             print(f"| {name} | {len(seconds)} | {mean:.0f} | {sum(seconds) / whole:.0%} |")
 
-        update, made, found = module.update, 0, defaultdict(lambda: [0, 0.0])
-
-        def profiled(*args):
-            nonlocal made
-            made += 1
-            if made == 50 + UPDATES:
-                raise KeyboardInterrupt
-            if made < 50:
-                return update(*args)
-            with profile(activities=[ProfilerActivity.CPU]) as watcher:
-                metrics = update(*args)
-            for event in watcher.key_averages():
-                found[kind(event.key)][0] += event.count
-                found[kind(event.key)][1] += event.self_cpu_time_total
-            return metrics
-
-        module.update = profiled
-        try:
-            module.train(module.parse_args())
-        except KeyboardInterrupt:
-            print("\n| operations | in an update | us, by the profiler |\n|---|---|---|")
-            for name, (count, microseconds) in sorted(found.items(), key=lambda item: -item[1][1]):
-                print(f"| {name} | {count / UPDATES:.0f} | {microseconds / UPDATES:.0f} |")
+        found = defaultdict(lambda: [0, 0.0])
+        module, run, batches = floor.batches_of(script, flags, UPDATES)
+        with profile(activities=[ProfilerActivity.CPU]) as watcher:
+            floor.update(module, run, module.backward, batches)
+        for event in watcher.key_averages():
+            found[kind(event.key)][0] += event.count
+            found[kind(event.key)][1] += event.self_cpu_time_total
+        print("\n| operations | in an update | us, by the profiler |\n|---|---|---|")
+        for name, (count, microseconds) in sorted(found.items(), key=lambda item: -item[1][1]):
+            print(f"| {name} | {count / UPDATES:.0f} | {microseconds / UPDATES:.0f} |")
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         common.fail("name a script, and give its flags after it")
-    if flags := {"--compile", "--cuda-graph"}.intersection(sys.argv):
-        common.fail(f"{flags.pop()}: one graph has no parts to put a clock around; floor.py measures it")
+    if "--compile" in sys.argv:
+        common.fail("--compile: one graph has no parts to put a clock around; floor.py measures it")
     main(*sys.argv[1:])

@@ -54,6 +54,7 @@ def schedule(value):
 def main(spec):
     """Train as spec says -> environment steps, seconds of training, and what Watch noted."""
     torch.set_num_threads(spec["threads"])
+    torch.set_float32_matmul_precision(spec.get("matmul_precision", "highest"))
     envs = make_vec_env(spec["env_id"], n_envs=spec["num_envs"], seed=spec["seed"])
     flags = {name: schedule(value) for name, value in spec["flags"].items()}
     if std := flags.pop("noise_std", None):

@@ -61,7 +61,9 @@ class Args:
     table: Path = Path("benchmarks/results/suite.csv")  # runs, as run.py wrote them; NAME_curves.csv is beside it
     suite: Path = Path("benchmarks/suite.toml")  # table of flags: runs with other flags are left out
     peers: Path = Path("benchmarks/peers.toml")  # published scores, and the scores between which others are normalised
-    readme: Path = Path("README.md")  # where the tables go: <!-- results --> ... <!-- end -->, and the same for cost
+    readme: Path = Path(
+        "docs/results.md"
+    )  # where the tables go: <!-- results --> ... <!-- end -->, and the same for cost
     figures: Path = Path("benchmarks/figures")  # folder of the figures
     episodes: int = 100  # only runs whose final evaluation was of so many episodes
 

@@ -28,13 +28,7 @@ from typing import Literal
 import common
 from tqdm import tqdm
 
-PARTS = {  # by column, the function of a script that it is the time of
-    "act_us": ("Agent", "act"),
-    "simulate_us": ("VectorEnv", "step"),
-    "env_step_us": ("Run", "env_step"),
-    "update_us": (None, "update"),
-    "all_reduce_us": (None, "average_over_ranks"),
-}
+PARTS = ("act_us", "simulate_us", "env_step_us", "update_us", "all_reduce_us")  # columns of times
 COLUMNS = (
     "curve",
     "script",
@@ -140,6 +134,54 @@ def clock(spent, owner, name, label):
     setattr(owner, name, clocked)
 
 
+class UpdateClock:
+    """Note the seconds of each update: from the first optimizer's zero_grad to the last step of any, or polyak_update.
+
+    What rank_mean takes in the update is noted as its all-reduce.
+    """
+
+    def __init__(self, module, spent):
+        self.spent, self.first, self.began = spent, None, None
+        adam = sys.modules["torch"].optim.Adam
+        zero_grad, step, rank_mean = adam.zero_grad, adam.step, module.rank_mean
+
+        def zeroed(optimizer, *args, **kwargs):
+            self.first = self.first or optimizer
+            if optimizer is self.first:
+                self.end()
+                self.began, self.reduced = common.seconds(), 0.0
+            return zero_grad(optimizer, *args, **kwargs)
+
+        def stepped(optimizer, *args, **kwargs):
+            value = step(optimizer, *args, **kwargs)
+            self.latest = common.seconds()
+            return value
+
+        def meant(tensor):
+            began, value = common.seconds(), rank_mean(tensor)
+            if self.began is not None:
+                self.reduced += common.seconds() - began
+            return value
+
+        adam.zero_grad, adam.step, module.rank_mean = zeroed, stepped, meant
+        if polyak_update := getattr(module, "polyak_update", None):
+
+            def moved(*args):
+                polyak_update(*args)
+                self.latest = common.seconds()
+
+            module.polyak_update = moved
+
+    def end(self):
+        """Close the update that is open, if there is one."""
+        if self.began is None:
+            return
+        self.spent["update_us"].append(self.latest - self.began)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            self.spent["all_reduce_us"].append(self.reduced)
+        self.began = None
+
+
 def one(script, *flags):
     """Train with clocks around the parts, and print as JSON what rank 0 has found: the rate, and means of the parts.
 
@@ -148,7 +190,7 @@ def one(script, *flags):
     sys.path.insert(0, str(common.ROOT))
     sys.argv = [f"{script}.py", *flags]
     module, spent, stamps = importlib.import_module(script), defaultdict(list), []
-    args, make_envs, evaluate = module.parse_args(), module.make_envs, module.evaluate
+    make_envs, evaluate, updates = module.make_envs, module.evaluate, UpdateClock(module, spent)
 
     def watched_envs(*args, **kwargs):
         envs = make_envs(*args, **kwargs)
@@ -156,10 +198,13 @@ def one(script, *flags):
         return envs
 
     module.make_envs = watched_envs
-    for label, (owner, name) in PARTS.items():
-        if owner != "VectorEnv":
-            clock(spent, getattr(module, owner) if owner else module, name, label)
-    env_step = module.Run.env_step
+    clock(spent, module.Agent, "act", "act_us")
+    clock(spent, module.Run, "env_step", "env_step_us")
+    env_step, log_and_save = module.Run.env_step, module.Run.log_and_save
+
+    def logged(run, *rest):
+        updates.end()
+        log_and_save(run, *rest)
 
     def stamped(run, action):
         stamps.append((common.seconds(), run.step, len(spent["update_us"])))
@@ -173,9 +218,9 @@ def one(script, *flags):
             del spent[label][length:]
         return returns
 
-    module.Run.env_step, module.evaluate = stamped, outside
+    module.Run.env_step, module.Run.log_and_save, module.evaluate = stamped, logged, outside
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-        module.train(args)
+        module.main()
     stamps = stamps[
         : [*(step for _, step, _ in stamps), None].index(None)
     ]  # until the first evaluation: of rank 0 alone

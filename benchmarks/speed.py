@@ -6,7 +6,7 @@
 
 Whole processes take turns (A B C D A B C D ...), so that what else the machine does falls on all; a ratio is the median
 over the turns of ours / theirs. Our updates are also measured beside their matrix products alone (floor.py). A process
-has as many cores as threads. --readme writes the tables of the README from the results, and measures nothing.
+has as many cores as threads. --readme writes the tables of docs/results.md from the results, and measures nothing.
 """
 
 import json
@@ -27,7 +27,7 @@ import common
 from tqdm import tqdm
 
 # Sides, and the flags that they add to our script
-OURS = {"eager": "", "compiled": "--compile", "graph": "--compile --cuda-graph"}
+OURS = {"eager": "", "compiled": "--compile", "old": ""}  # old: the scripts of another commit, by --old
 PEERS = {"stable_baselines3": "stable_baselines3", "sbx": "sbx-rl"}  # sides by module, and the packages' names
 SIDES = (*OURS, *PEERS)
 COLUMNS = (
@@ -57,12 +57,14 @@ class Args:
     repeats: int = 3  # turns of the comparisons of steps per second; turn i has seed i
     seeds: str = "1-3"  # seeds, each a turn, of the comparisons of time to solved: 1-5 or 1,3,7-9
     threads: Literal[0, 1, 2] = 0  # threads and cores of a process; 0: what the comparison has
-    device: Literal["cpu", "cuda"] = "cpu"  # where networks live; SBX takes turns on the CPU alone, graphs on a GPU
+    device: Literal["cpu", "cuda"] = "cpu"  # where networks live; SBX takes turns on the CPU alone
     steps: int = 0  # environment steps of a run that compares steps per second; 0: what the comparison has
     only: tuple[str, ...] = ()  # names of the comparisons to run; none: all
-    sides: tuple[Literal["eager", "compiled", "graph", "stable_baselines3", "sbx"], ...] = SIDES  # who takes turns
+    sides: tuple[Literal["eager", "compiled", "old", "stable_baselines3", "sbx"], ...] = SIDES  # who takes turns
+    old: Path | None = None  # a checkout of another commit, whose scripts take turns as the side "old"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of every side but old and SBX
     out: Path = Path("benchmarks/results/speed.csv")  # table of all runs; rows of the same comparison are replaced
-    readme: bool = False  # write the README's tables from --out and stop
+    readme: bool = False  # write the tables of docs/results.md from --out and stop
 
 
 @dataclass
@@ -152,8 +154,8 @@ SMALL = "--hidden-size 64 --batch-size 128 --total-timesteps 10000"
 OURS_SOLVED = {
     "ppo": "--num-envs 16 --num-steps 64 --learning-rate 5e-3 --gamma 0.98 --total-timesteps 60000",
     "a2c": "",
-    "ddpg": SMALL,
-    "td3": SMALL,
+    "ddpg": f"{SMALL} --exploration-noise 0.1",
+    "td3": f"{SMALL} --exploration-noise 0.1",
     "sac": f"{SMALL} --utd 0.5",
 }
 # The peers by their zoo's flags, and by ours: these are OURS_SOLVED and our defaults in their words
@@ -201,9 +203,12 @@ def run(command, folder, threads):
     return common.last_line(folder, "stdout"), began, common.peak_rss_mb(usage)
 
 
-def run_ours(comparison, flags, seed, threads, args):
+def run_ours(comparison, side, seed, threads, args):
     """Train our script once -> a row's measurements; its clock runs neither in imports nor in the evaluation."""
-    command = [sys.executable, str(common.ROOT / comparison.script), *shlex.split(f"{comparison.flags} {flags}")]
+    root = args.old.resolve() if side == "old" else common.ROOT
+    command = [sys.executable, str(root / comparison.script), *shlex.split(f"{comparison.flags} {OURS[side]}")]
+    if side != "old":
+        command += ["--matmul-precision", args.matmul_precision]
     command += ["--seed", str(seed), "--num-threads", str(threads), "--device", args.device]
     if comparison.solved is None:
         command += ["--total-timesteps", str(args.steps or comparison.peer["steps"])]
@@ -216,7 +221,7 @@ def run_ours(comparison, flags, seed, threads, args):
         clock = common.read_clock(run_folder)
         solved = None if comparison.solved is None else common.solved_at(run_folder, comparison.solved)
         floor = {}
-        if comparison.solved is None:
+        if comparison.solved is None and side != "old":
             floor = json.loads(run([command[0], str(FLOOR), *command[1:]], folder, threads)[0])
         steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate more
         half = min((step for step in clock if step >= steps / 2), default=None)
@@ -237,6 +242,7 @@ def run_theirs(comparison, package, seed, threads, args):
     """Train a peer once -> a row's measurements; where solved is asked for, it stops when it is."""
     steps = (args.steps if comparison.solved is None else 0) or comparison.peer["steps"]
     spec = {"package": package, "steps": steps, "solved": comparison.solved, "seed": seed, "threads": threads}
+    spec["matmul_precision"] = args.matmul_precision
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(PEER), json.dumps(comparison.peer | spec | {"device": args.device})]
         line, began, peak = run(command, folder, threads)
@@ -260,9 +266,9 @@ def finish_row(result):
 
 
 def sides_of(comparison, args):
-    """Who takes turns: SBX has no A2C and is measured on the CPU alone, where there are no CUDA graphs."""
+    """Who takes turns: SBX has no A2C and is measured on the CPU alone."""
     missing = {"sbx"} if comparison.script == "a2c.py" or args.device == "cuda" else set()
-    missing |= {"graph"} if args.device == "cpu" else set()
+    missing |= {"old"} if args.old is None else set()
     return [side for side in SIDES if side in args.sides and side not in missing]
 
 
@@ -279,7 +285,7 @@ def measure(comparison, args, bar):
         for side in sides_of(comparison, args):
             bar.set_postfix_str(f"{comparison.name} {side} seed {seed}")
             if side in OURS:
-                result = run_ours(comparison, OURS[side], seed, threads, args)
+                result = run_ours(comparison, side, seed, threads, args)
             else:
                 result = run_theirs(comparison, side, seed, threads, args)
             first = {"comparison": comparison.name, "side": side, "seed": seed, "threads": threads}
@@ -320,7 +326,8 @@ def lines_of(rows):
             cells += [f"{sum(map(math.isfinite, mine))} of {len(mine)}", median(steps, ",.0f"), median(mine, ".1f")]
         else:
             cells += [median(mine, ",.0f"), median(values(rows, side, "second_half_steps_per_second"), ",.0f")]
-        cells += [ratio(mine, values(rows, peer, *columns)) if side in OURS else "" for peer in PEERS]
+        others = PEERS if solved else (*PEERS, "old")
+        cells += [ratio(mine, values(rows, other, *columns)) if side in OURS else "" for other in others]
         if not solved:
             cells += [median(values(rows, side, name), ".2f") for name in ("update_ms", "multiple")]
         cells += [
@@ -333,7 +340,8 @@ def lines_of(rows):
 
 def tables(rows):
     """Two tables of all rows: steps per second at equal sizes, and seconds until solved."""
-    equal = "| | threads | side | steps/s | second half | / SB3 | / SBX | update, ms | / floor | start, s | peak, MB |"
+    equal = "| | threads | side | steps/s | second half | / SB3 | / SBX | / old "
+    equal += "| update, ms | / floor | start, s | peak, MB |"
     solved = "| | threads | side | solved | at step | at s | / SB3 | / SBX | start, s | peak, MB |"
     texts = []
     for ending, header in (("-equal-sizes", equal), ("-solved", solved)):
@@ -347,7 +355,7 @@ def tables(rows):
 
 
 def with_tables(readme, rows):
-    """The README's text with the tables between its marks."""
+    """The page's text with the tables between its marks."""
     for name, text in zip(("equal sizes", "solved"), tables(rows), strict=True):
         begin, end = f"<!-- speed: {name} -->\n", "\n<!-- end -->"
         readme = re.sub(f"{begin}.*?{end}", lambda _, block=begin + text + end: block, readme, flags=re.S)
@@ -367,10 +375,10 @@ def main():
     if not chosen:
         common.fail(f"--sides {' '.join(args.sides)}: nobody of these is in what --only names")
     rows = common.open_rows(args.out, COLUMNS)  # fails now rather than after the runs
-    readme = common.ROOT / "README.md"
+    readme = common.ROOT / "docs" / "results.md"
     if args.readme:
         if not rows:
-            common.fail(f"{args.out} has no rows, and the README keeps its tables")
+            common.fail(f"{args.out} has no rows, and docs/results.md keeps its tables")
         readme.write_text(with_tables(readme.read_text(), rows))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)

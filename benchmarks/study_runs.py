@@ -128,11 +128,10 @@ def visited(module, agent, args, count, steps=100):
 
 def reward_unit(agent):
     """What a reward of 1 is to the critic, which is taught rewards divided by their returns' running deviation."""
-    norm = agent.norm_reward
-    return (norm.stats[2, 0] + 1e-8).sqrt() if norm.on else torch.tensor(1.0)
+    return (agent.norm_return.var[0] + 1e-8).sqrt()  # the variance is 1 if rewards are not normalised
 
 
-def predicted_and_collected(agent, env_id, obs, gamma):
+def predicted_and_collected(module, agent, env_id, obs, gamma):
     """The action value that the actor climbs, of its own actions in these states, and what it then collects; (B,), (B,)
 
     DDPG and TD3 climb the first critic, SAC the smaller of both. What SAC's critics predict has the entropy of all
@@ -153,8 +152,8 @@ def predicted_and_collected(agent, env_id, obs, gamma):
         _, reward, _ = simulate(policy, env_id, states_of(env_id, obs), HORIZON)
         if soft:
             reward[1:] += torch.stack(bonuses[1:])
-        predicted = agent.critic(obs, actions[0]).amin(0) if soft else agent.critic(obs, agent.act(obs), K=1)[0]
-    return predicted, discounted(reward, gamma)
+        q = module.q_value(agent.critic, obs, actions[0] if soft else agent.act(obs)).view(-1, len(obs))
+    return q.amin(0) if soft else q[0], discounted(reward, gamma)
 
 
 # What is changed of a script, or noted of its training: hooks(module, notes) ------------------------------------------
@@ -164,17 +163,17 @@ def at(fractions, look):
     """A hook: look(module, run, notes) at these fractions of the run, after an update; the training's draws stay."""
 
     def hook(module, notes):
-        tick, left = module.Run.tick, sorted(fractions)
+        log_and_save, left = module.Run.log_and_save, sorted(fractions)
 
         def changed(run, metrics, optimizer):
-            tick(run, metrics, optimizer)
+            log_and_save(run, metrics, optimizer)
             due = [fraction for fraction in left if run.step >= fraction * run.args.total_timesteps]
             if due:
                 del left[: len(due)]
                 with torch.random.fork_rng(devices=()):
                     look(module, run, notes)
 
-        module.Run.tick = changed
+        module.Run.log_and_save = changed
 
     return hook
 
@@ -211,7 +210,7 @@ def one_critic(module, notes):
 
 def count_episodes(module, notes):
     """REINFORCE: the mean return of the latest 100 episodes, by how many were played, and when it first is 195."""
-    tick, returns, curve = module.Run.tick, [], {}
+    log_and_save, returns, curve = module.Run.log_and_save, [], {}
 
     def changed(run, metrics, optimizer):
         returns.extend(run.envs.return_queue)
@@ -219,14 +218,14 @@ def count_episodes(module, notes):
         if len(returns) >= 100 and curve[len(returns)] >= 195 and "episodes_to_195" not in notes:
             add(notes, "episodes_to_195", run.step, len(returns))
         notes["mean_of_100"] = thin(curve)
-        tick(run, metrics, optimizer)
+        log_and_save(run, metrics, optimizer)
 
-    module.Run.tick = changed
+    module.Run.log_and_save = changed
 
 
 def gradient_variances(module, run, notes):
     """Of the policy gradient of an episode, sum_t grad log pi(a|s) (G[t] - b), for three b, over the same episodes."""
-    agent, args, N = run.parts["agent"], run.args, EPISODES
+    agent, args, N = run.state["agent"], run.args, EPISODES
     envs = module.make_envs(args, N)
     obs, rows, valid = torch.as_tensor(envs.reset(seed=0)[0]).float(), [], torch.ones(N)
     while valid.any():
@@ -237,19 +236,19 @@ def gradient_variances(module, run, notes):
         obs, valid = torch.as_tensor(next_obs).float(), valid * (1 - done)
     envs.close()
     obs, action, reward, done, valid = (torch.stack(column) for column in zip(*rows, strict=True))
-    to_go = module.returns(reward, done, args.gamma)
+    to_go = module.returns_to_go(reward, done, args.gamma)
     with torch.no_grad():
         baselines = {
             "none": torch.zeros_like(to_go),
             "constant": ((valid * to_go).sum() / valid.sum()).expand_as(to_go),
-            "learned": agent.critic(agent.norm_obs(obs)),
+            "learned": agent.value(obs),
         }
     for name, baseline in baselines.items():
         gradients = []
         for n in range(N):
             steps = valid[:, n] == 1
-            log_prob, _ = agent.log_prob(agent.norm_obs(obs[steps, n]), action[steps, n])
-            loss = module.policy_loss(log_prob, (to_go - baseline)[steps, n], valid[steps, n])
+            log_prob, _ = agent.log_prob(obs[steps, n], action[steps, n])
+            loss = -(log_prob * (to_go - baseline)[steps, n]).sum()
             parts = torch.autograd.grad(loss, list(agent.actor.parameters()))
             gradients.append(torch.cat([part.flatten() for part in parts]))
         add(notes, f"gradient_variance_{name}", run.step, total_variance(torch.stack(gradients)))
@@ -261,12 +260,12 @@ ESTIMATORS |= {f"lambda={x}": functools.partial(a2c.gae, gae_lambda=x) for x in 
 
 def estimators(module, run, notes):
     """Squared bias and variance of each estimate of the return from a state, as its rollout's first step has it."""
-    agent, args = run.parts["agent"], run.args
+    agent, args = run.state["agent"], run.args
     start = visited(module, agent, args, STATES).repeat_interleave(PATHS, 0)
     obs, reward, terminated = simulate(agent.act, args.env_id, states_of(args.env_id, start), HORIZON)
     truth, T, unit = discounted(reward, args.gamma), args.num_steps, reward_unit(agent)
     with torch.no_grad():
-        value = agent.critic(agent.norm_obs(obs[: T + 1])) * unit
+        value = agent.value(obs[: T + 1]) * unit
     columns = reward[:T], value, terminated[:T], terminated[:T], args.gamma
     add(notes, "value_variance", run.step, truth.view(-1, PATHS).mean(1).var().item())
     for name, estimator in ESTIMATORS.items():
@@ -278,41 +277,41 @@ def estimators(module, run, notes):
 
 def divergence_per_rollout(module, notes):
     """How far a rollout's updates move the policy: the KL divergence of the new from the old, on their first batch."""
-    update, tick, before, curve = module.update, module.Run.tick, [], {}
+    backward, log_and_save, before, curve = module.backward, module.Run.log_and_save, [], {}
 
     def log_probs(agent, obs):
         with torch.no_grad():
             return agent.actor(obs).log_softmax(-1)
 
-    def updated(agent, optimizer, batch, args):
+    def noted(loss, agent, batch, args):
         if not before:
             before.extend([batch[0], log_probs(agent, batch[0])])
-        return update(agent, optimizer, batch, args)
+        return backward(loss, agent, batch, args)
 
-    def ticked(run, metrics, optimizer):
+    def compared(run, metrics, optimizer):
         obs, old = before
-        curve[run.step] = divergence(old, log_probs(run.parts["agent"], obs))
+        curve[run.step] = divergence(old, log_probs(run.state["agent"], obs))
         notes["divergence"] = thin(curve)
         before.clear()
-        tick(run, metrics, optimizer)
+        log_and_save(run, metrics, optimizer)
 
-    module.update, module.Run.tick = updated, ticked
+    module.backward, module.Run.log_and_save = noted, compared
 
 
 def value_gap(module, run, notes):
     """Predicted and collected action values, in states of the replay buffer."""
-    obs = run.parts["buffer"].sample(2 * STATES)[0]
-    pair = predicted_and_collected(run.parts["agent"], run.args.env_id, obs, run.args.gamma)
+    obs = run.state["buffer"].sample(2 * STATES)[0]
+    pair = predicted_and_collected(module, run.state["agent"], run.args.env_id, obs, run.args.gamma)
     for name, values in zip(("predicted", "collected"), pair, strict=True):
         add(notes, name, run.step, values.mean().item())
 
 
 def state_value_gap(module, run, notes):
     """Predicted state values and what is collected on, time limits aside, in states that the policy visits."""
-    agent, args = run.parts["agent"], run.args
+    agent, args = run.state["agent"], run.args
     obs = visited(module, agent, args, 2 * STATES)
     with torch.no_grad():
-        predicted = agent.critic(agent.norm_obs(obs)) * reward_unit(agent)
+        predicted = agent.value(obs) * reward_unit(agent)
     _, reward, _ = simulate(agent.act, args.env_id, states_of(args.env_id, obs), HORIZON)
     add(notes, "predicted", run.step, predicted.mean().item())
     add(notes, "collected", run.step, discounted(reward, args.gamma).mean().item())
@@ -325,24 +324,24 @@ def pendulum_axes():
 
 def pendulum_picture(module, run, notes):
     """Value and greedy torque (N m) over the states of Pendulum, (velocity, angle)."""
-    agent = run.parts["agent"]
+    agent = run.state["agent"]
     angle, velocity = np.meshgrid(*pendulum_axes())
     obs = torch.as_tensor(np.stack([np.cos(angle), np.sin(angle), velocity], -1).reshape(-1, 3)).float()
     with torch.no_grad():
         action = agent.act(obs, greedy=True)
-        if hasattr(agent, "norm_obs"):
-            value = agent.critic(agent.norm_obs(obs)) * reward_unit(agent)
+        if hasattr(agent, "value"):
+            value = agent.value(obs) * reward_unit(agent)
         else:
-            value = agent.critic(obs, action).amin(0)
+            value = module.q_value(agent.critic, obs, action).amin(0)
     notes["value"] = [GRID, GRID], value.tolist()
     notes["torque"] = [GRID, GRID], (2 * action[:, 0].clamp(-1, 1)).tolist()
 
 
 def grid_picture(module, run, notes):
     """Values of all cells at this step, and the greedy actions."""
-    agent, cells, size = run.parts["agent"], torch.eye(gridworld.SIZE**2), [gridworld.SIZE] * 2
+    agent, cells, size = run.state["agent"], torch.eye(gridworld.SIZE**2), [gridworld.SIZE] * 2
     with torch.no_grad():
-        notes[f"value at {run.step}"] = size, agent.critic(cells).tolist()
+        notes[f"value at {run.step}"] = size, agent.value(cells).tolist()
         notes[f"action at {run.step}"] = size, agent.act(cells, greedy=True).tolist()
 
 
@@ -528,7 +527,7 @@ def run(study, name, seed, flags, folder):
         hook(module, notes)
     own = shlex.split(setting.flags)
     sys.argv = [f"{setting.script}.py", *own, *flags, "--seed", seed, "--num-threads", "1", "--device", "cpu"]
-    module.train(module.parse_args())
+    module.main()
     (run_folder,) = Path("runs").iterdir()
     for tag, curve in zip(setting.tags, common.read_scalars(run_folder, *setting.tags), strict=True):
         notes[tag.partition("/")[2]] = thin(curve)

@@ -1,4 +1,4 @@
-"""One thread everywhere (the tests share the cores), the scripts importable, and what a run changes put back."""
+"""One thread in every process; scripts, helpers, tools and benchmarks can be imported; changes of a run are undone."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def put_back():
-    """A run in the test process takes over SIGINT and SIGTERM, without which Ctrl-C would not end the tests."""
+    """main installs signal handlers, and a run sets threads and precision: undo it after each test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     torch.set_num_threads(1)
@@ -31,6 +33,6 @@ def put_back():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A fresh working folder: scripts write runs/ where they are started."""
+    """A new working folder, because scripts write runs/ where they are started."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
