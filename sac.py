@@ -350,8 +350,8 @@ class Run(ExitStack):
         require(args.device in ("auto", "cpu", found.type), f"--device {args.device}: there is only {found.type}")
         self.device = torch.device(found if args.device == "auto" else args.device)
         if dist.is_torchelastic_launched() and not dist.is_initialized():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if self.device.type == "cuda" else -1)  # -1: none
             dist.init_process_group(timeout=99 * dist.default_pg_timeout)
+            self.callback(dist.destroy_process_group)  # its threads would abort the exit
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.set_num_threads(args.num_threads)
         torch.set_float32_matmul_precision(args.matmul_precision)
@@ -482,7 +482,7 @@ def train(args, merge=True):
                 mean = report(run.state["agent"], args, run.step, run.seconds, run.folder)
                 run.writer.add_scalar("charts/eval_return", mean, run.step)
         except Exception as error:
-            hint = f"--resume {run.folder} continues from {run.saved}" if run.saved else "nothing was saved"
+            hint = f"--resume {run.folder} continues from {run.saved}" if run.saved else "no checkpoint was saved"
             error.add_note(f"(step {run.step}; {hint})")
             raise
     return run.state["agent"]

@@ -1,5 +1,6 @@
 """Several processes under torchrun are one run."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -134,16 +135,25 @@ def rank_of(pid):
     return int(re.search(r"(?:^|\0)RANK=(\d)", Path(f"/proc/{pid}/environ").read_text())[1])
 
 
+def children(pid):
+    return [
+        int(line) for line in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    ]
+
+
 def signal_rank(process, rank, folder, number=signal.SIGKILL):
     """Send a rank of a run a signal after two more checkpoints -> exit status, output, errors of the whole."""
     try:
         wait_for_checkpoints(process, folder, 3)  # the first may be an old one
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        (pid,) = [int(child) for child in children if rank_of(child) == rank]
+        (pid,) = [child for child in children(process.pid) if rank_of(child) == rank]
         os.kill(pid, number)
         stdout, stderr = process.communicate(timeout=120)
     finally:
+        left = children(process.pid)  # torchrun starts each in a session of its own
         process.kill()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     return process.returncode, stdout, stderr
 
 
