@@ -48,7 +48,7 @@ def test_unsolved_run_counts_as_infinite_time(speed):
 
 def test_readme_shows_the_committed_rows(speed):
     rows = speed.common.read_rows(harness.ROOT / "benchmarks" / "results" / "speed.csv", speed.COLUMNS)
-    text = (harness.ROOT / "README.md").read_text()
+    text = (harness.ROOT / "docs" / "results.md").read_text()
     assert rows
     assert speed.with_tables(text, rows) == text
     broken = [row | {"steps_per_second": "1"} for row in rows]

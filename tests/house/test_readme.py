@@ -39,7 +39,8 @@ NOT_RUN = [
 ]
 NOT_RUN += ["pytest", "python -m pytest", "ruff", "cp", "diff", "python tests/tools/", "python benchmarks/"]
 # Flags of other programs that the README names
-OTHER_FLAGS = "--help --standalone --nproc-per-node --nnodes --node-rank --master-addr --master-port --max-restarts --virtual-local-rank"
+OTHER_FLAGS = "--help --standalone --nproc-per-node --nnodes --node-rank --master-addr --master-port --max-restarts"
+OTHER_FLAGS += " --virtual-local-rank"
 OTHER_FLAGS += " --logdir --index-url --cov --cov-config --hypothesis-profile --fix --only --repeats --jobs"
 OTHER_FLAGS += " --head --port --address --ray --work --seeds"
 

@@ -177,7 +177,8 @@ def test_killed_rank_ends_the_run_which_resumes_to_same_bits(never_stopped, tmp_
     assert re.fullmatch(rf"{script}.py: error: {resume[1]} has 2 processes, not 1 .*\n", stderr)
     train(script, "--evaluate", resume[1])
 
-    # When a process dies, torchrun starts both again, and they resume.
+    # When a process dies, torchrun starts both again, and they resume. It has to give them a new store of addresses.
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     process = start(script, *resume, cwd=tmp_path, launcher=(*TORCHRUN, "--max-restarts", "1"))
     status, stdout, stderr = signal_rank(process, 0, tmp_path)
     assert status == 0, stderr

@@ -210,6 +210,7 @@ def test_train_leaves_signals_alone(script, folder, monkeypatch):
 def test_interrupt_of_train_closes_everything(script, folder, monkeypatch):
     """Without main, Ctrl-C is Python's KeyboardInterrupt: it comes out, and the last checkpoint stays."""
     period = SCRIPTS[script].period
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without it
     with monkeypatch.context() as patch:
         send_in_step(signal.SIGINT, script, 40 * period, patch)
         with pytest.raises(KeyboardInterrupt):
