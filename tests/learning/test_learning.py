@@ -27,7 +27,6 @@ SLOW_RUNS = [
     ("ppo", "Pendulum-v1", f"--total-timesteps 100000 {PPO_PENDULUM}", -200),
 ]
 TWO_PROCESSES = [
-    ("sac", "Pendulum-v1", f"{SMALL} --total-timesteps 10000", -200),
     ("ppo", "CartPole-v1", "--num-envs 16", 475),
 ]
 
