@@ -44,7 +44,7 @@ NAME = "ddpg"
 
 @dataclass
 class Args:
-    env_id: str = "Pendulum-v1"  # environment: an id of gymnasium's, or module:Id
+    env_id: str = "Pendulum-v1"  # a gymnasium id, or module:Id
     env_kwargs: str = "{}"  # its keyword arguments, as JSON
     num_envs: int = 1  # N, environments side by side
     async_envs: bool = False  # a process for each environment
@@ -227,7 +227,7 @@ def learn(run, args):
 
 
 class RunError(Exception):
-    """The run cannot start or go on; the message says why."""
+    """The run cannot start or go on."""
 
 
 def require(good, message):
@@ -258,7 +258,7 @@ def make_envs(args, num_envs, training=True, **kwargs):
 
 
 def evaluate(agent, args, episodes, video=None):
-    """Returns of the greedy policy, an episode in each of as many environments -> (episodes,)."""
+    """Returns of the greedy policy, one episode in each environment -> (episodes,)."""
     envs = make_envs(args, episodes, training=False, **({"render_mode": "rgb_array"} if video else {}))
     with closing(wrappers.RecordVideo(envs, str(video)) if video else envs) as envs:
         obs, returns, done = envs.reset(seed=args.seed % 2**30)[0], np.zeros(episodes), np.zeros(episodes, bool)
@@ -297,20 +297,21 @@ def load(folder):
     return agent, checkpoint["args"]
 
 
-def rank_mean(tensor):
-    """Mean over the processes of torchrun, in place."""
+def rank_mean(*tensors):
+    """Means over the processes of torchrun, in place; returns the first."""
     if dist.is_initialized():
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
-    return tensor
+        flat = torch.cat([x.flatten() for x in tensors])
+        dist.all_reduce(flat, dist.ReduceOp.AVG)
+        for x, mean in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(mean.view_as(x))
+    return tensors[0]
 
 
 def backward(loss, agent, batch, args):
     """Compute the gradient of a loss, averaged over processes; returns the metrics."""
     total, metrics = loss(agent, batch, args)
     total.backward()
-    for gradient in [p.grad for p in agent.parameters() if p.grad is not None]:
-        rank_mean(gradient)
+    rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
     return {k: v.detach() for k, v in metrics.items()}
 
 
@@ -348,10 +349,9 @@ class Run(ExitStack):
             self.seconds, states = saved["seconds"], saved["state"]
             require(len(states) == self.ranks, f"{self.folder} has {len(states)} processes, not {self.ranks}")
             for name, part in state.items():
-                if hasattr(part, "param_groups"):
-                    states[self.rank][name]["param_groups"][0]["lr"] = part.param_groups[0]["lr"]
+                flags = {k: v for k, v in part.state_dict().items() if k == "param_groups"}  # an optimizer's
                 try:
-                    part.load_state_dict(states[self.rank][name])
+                    part.load_state_dict(states[self.rank][name] | flags)
                 except (RuntimeError, ValueError) as error:
                     raise RunError(f"these flags do not fit {self.folder}: {error}"[:300]) from error
         name, second = f"{args.env_id.replace('/', '-').replace(':', '-')}__{NAME}__{args.seed}", int(time.time())
@@ -367,14 +367,14 @@ class Run(ExitStack):
         """Seed everything by (seed, step, rank) and reset the environments -> obs (N, D)."""
         self.needs_reset = False
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
-        for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-            seed_generator(seed)
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            set_seed(seed)
         obs = torch.tensor(self.envs.reset(seed=seed)[0], dtype=torch.float32, device=self.device)
         require(obs.isfinite().all(), "an observation is not finite")
         return obs
 
     def env_step(self, action):
-        """Step the environments -> obs (N, D), reward, terminated, done (N,), which is terminated or truncated."""
+        """Step the environments -> obs (N, D), and reward, terminated, done (N,)."""
         action = action.cpu().numpy().reshape(self.envs.action_space.shape)
         obs, reward, terminated, truncated, _ = self.envs.step(action)
         self.step += len(obs) * self.ranks
@@ -436,7 +436,7 @@ def train(args, merge=True):
         given = {k: v for k, v in vars(args).items() if v != getattr(Args, k)}
         args = replace(read(folder)["args"], **given)
     low = {"seed": 0, "learning_starts": 0, "eval_episodes": 0, "initial_std": 1e-6, "alpha": 1e-6}
-    high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**62}
+    high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "num_threads": 1024, "seed": 2**62}
     for name, value in vars(args).items():
         kind = type(getattr(Args, name))
         least, most = low.get(name, int(kind is int)), high.get(name, 1e100)
@@ -468,7 +468,7 @@ def main():
 
     def on_signal(number, frame):
         if Run.signal:
-            os._exit(128 + number)  # the second ends the program
+            os._exit(128 + number)  # the second one ends it
         Run.signal = number
 
     for number in (signal.SIGINT, signal.SIGTERM):

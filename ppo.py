@@ -42,7 +42,7 @@ NAME = "ppo"
 
 @dataclass
 class Args:
-    env_id: str = "CartPole-v1"  # environment: an id of gymnasium's, or module:Id
+    env_id: str = "CartPole-v1"  # a gymnasium id, or module:Id
     env_kwargs: str = "{}"  # its keyword arguments, as JSON
     num_envs: int = 32  # N, environments side by side
     async_envs: bool = False  # a process for each environment
@@ -62,7 +62,7 @@ class Args:
     norm_obs: bool = False  # normalise observations by running statistics
     norm_reward: bool = False  # divide rewards by the running deviation of the return
     hidden_size: int = 64  # units of each hidden layer
-    initial_std: float = 1.0  # standard deviation of actions at the start
+    initial_std: float = 1.0  # initial standard deviation of actions
     seed: int = 1  # the same seed gives the same bits on a CPU
     device: str = "auto"  # cpu, cuda, mps or auto
     num_threads: int = 1  # CPU threads of torch
@@ -88,7 +88,7 @@ def make_vec(args, num_envs, training, **kwargs):
 
 
 def mlp(inputs, hidden, outputs, gain):
-    """Two tanh layers with orthogonal weights, (..., inputs) -> (..., outputs); gain is of the output's."""
+    """Two tanh layers with orthogonal weights, (..., inputs) -> (..., outputs); gain for the output."""
     layers = [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, outputs)]
     for linear, scale in zip(layers[::2], (2**0.5, 2**0.5, gain), strict=True):
         nn.init.orthogonal_(linear.weight, scale)
@@ -106,7 +106,7 @@ class Agent(nn.Module):
         self.norm_obs = RunningNorm(D) if args.norm_obs else nn.Identity()
         self.norm_return = RunningNorm(1)
         self.actor = nn.Sequential(self.norm_obs, mlp(D, args.hidden_size, A, gain=0.01))
-        # With gain 1, returns of 100 saturate the last tanh layer: V is then the same in all states.
+        # With gain 1, large returns saturate the last tanh layer: V is then the same everywhere.
         self.critic = nn.Sequential(self.norm_obs, mlp(D, args.hidden_size, 1, gain=1 if args.norm_reward else 10))
         self.log_std = nn.Parameter(torch.full((A,), math.log(args.initial_std)))  # if continuous
 
@@ -198,7 +198,7 @@ def loss(agent, batch, args):
     metrics = {"policy_loss": l_policy, "value_loss": l_value, "entropy": entropy.mean()}
     metrics["explained_variance"] = 1 - (returns - value).var(correction=0) / returns.var(correction=0).clamp(min=1e-8)
     log_ratio = (log_prob - old_log_prob).detach()
-    metrics["approx_kl"] = (log_ratio.expm1() - log_ratio).mean()  # estimates KL(pi_old || pi)
+    metrics["approx_kl"] = (log_ratio.expm1() - log_ratio).mean()  # KL(pi_old || pi)
     metrics["clipfrac"] = (log_ratio.expm1().abs() > args.clip_coef).float().mean()
     return l_policy + args.vf_coef * l_value - args.ent_coef * entropy.mean(), metrics
 
@@ -251,7 +251,7 @@ def learn(run, args):
 
 
 class RunError(Exception):
-    """The run cannot start or go on; the message says why."""
+    """The run cannot start or go on."""
 
 
 def require(good, message):
@@ -282,7 +282,7 @@ def make_envs(args, num_envs, training=True, **kwargs):
 
 
 def evaluate(agent, args, episodes, video=None):
-    """Returns of the greedy policy, an episode in each of as many environments -> (episodes,)."""
+    """Returns of the greedy policy, one episode in each environment -> (episodes,)."""
     envs = make_envs(args, episodes, training=False, **({"render_mode": "rgb_array"} if video else {}))
     with closing(wrappers.RecordVideo(envs, str(video)) if video else envs) as envs:
         obs, returns, done = envs.reset(seed=args.seed % 2**30)[0], np.zeros(episodes), np.zeros(episodes, bool)
@@ -321,20 +321,21 @@ def load(folder):
     return agent, checkpoint["args"]
 
 
-def rank_mean(tensor):
-    """Mean over the processes of torchrun, in place."""
+def rank_mean(*tensors):
+    """Means over the processes of torchrun, in place; returns the first."""
     if dist.is_initialized():
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
-    return tensor
+        flat = torch.cat([x.flatten() for x in tensors])
+        dist.all_reduce(flat, dist.ReduceOp.AVG)
+        for x, mean in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(mean.view_as(x))
+    return tensors[0]
 
 
 def backward(loss, agent, batch, args):
     """Compute the gradient of a loss, averaged over processes; returns the metrics."""
     total, metrics = loss(agent, batch, args)
     total.backward()
-    for gradient in [p.grad for p in agent.parameters() if p.grad is not None]:
-        rank_mean(gradient)
+    rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
     return {k: v.detach() for k, v in metrics.items()}
 
 
@@ -372,10 +373,9 @@ class Run(ExitStack):
             self.seconds, states = saved["seconds"], saved["state"]
             require(len(states) == self.ranks, f"{self.folder} has {len(states)} processes, not {self.ranks}")
             for name, part in state.items():
-                if hasattr(part, "param_groups"):
-                    states[self.rank][name]["param_groups"][0]["lr"] = part.param_groups[0]["lr"]
+                flags = {k: v for k, v in part.state_dict().items() if k == "param_groups"}  # an optimizer's
                 try:
-                    part.load_state_dict(states[self.rank][name])
+                    part.load_state_dict(states[self.rank][name] | flags)
                 except (RuntimeError, ValueError) as error:
                     raise RunError(f"these flags do not fit {self.folder}: {error}"[:300]) from error
         name, second = f"{args.env_id.replace('/', '-').replace(':', '-')}__{NAME}__{args.seed}", int(time.time())
@@ -391,14 +391,14 @@ class Run(ExitStack):
         """Seed everything by (seed, step, rank) and reset the environments -> obs (N, D)."""
         self.needs_reset = False
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
-        for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-            seed_generator(seed)
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            set_seed(seed)
         obs = torch.tensor(self.envs.reset(seed=seed)[0], dtype=torch.float32, device=self.device)
         require(obs.isfinite().all(), "an observation is not finite")
         return obs
 
     def env_step(self, action):
-        """Step the environments -> obs (N, D), reward, terminated, done (N,), which is terminated or truncated."""
+        """Step the environments -> obs (N, D), and reward, terminated, done (N,)."""
         action = action.cpu().numpy().reshape(self.envs.action_space.shape)
         obs, reward, terminated, truncated, _ = self.envs.step(action)
         self.step += len(obs) * self.ranks
@@ -460,7 +460,7 @@ def train(args, merge=True):
         given = {k: v for k, v in vars(args).items() if v != getattr(Args, k)}
         args = replace(read(folder)["args"], **given)
     low = {"seed": 0, "learning_starts": 0, "eval_episodes": 0, "initial_std": 1e-6, "alpha": 1e-6}
-    high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**62}
+    high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "num_threads": 1024, "seed": 2**62}
     for name, value in vars(args).items():
         kind = type(getattr(Args, name))
         least, most = low.get(name, int(kind is int)), high.get(name, 1e100)
@@ -492,7 +492,7 @@ def main():
 
     def on_signal(number, frame):
         if Run.signal:
-            os._exit(128 + number)  # the second ends the program
+            os._exit(128 + number)  # the second one ends it
         Run.signal = number
 
     for number in (signal.SIGINT, signal.SIGTERM):
