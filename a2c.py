@@ -189,11 +189,9 @@ def loss(agent, batch, args):
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     log_prob, entropy = agent.log_prob(obs, action)
     l_policy = policy_loss(log_prob, advantage)
-    value = agent.value(obs)
-    l_value = value_loss(value, returns)
+    l_value = value_loss(agent.value(obs), returns)
     metrics = {"policy_loss": l_policy, "value_loss": l_value, "entropy": entropy.mean()}
-    metrics["explained_variance"] = 1 - (returns - value).var(correction=0) / returns.var(correction=0).clamp(min=1e-8)
-    return l_policy + args.vf_coef * l_value - args.ent_coef * entropy.mean(), metrics
+    return l_policy + args.vf_coef * l_value - args.ent_coef * metrics["entropy"], metrics
 
 
 def learn(run, args):
@@ -231,6 +229,7 @@ def learn(run, args):
         metrics = run.backward(loss, agent, rollout, args)
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
         optimizer.step()
+        metrics["explained_variance"] = 1 - rollout[2].var(correction=0) / rollout[3].var(correction=0).clamp(min=1e-8)
         if args.norm_obs:
             agent.norm_obs.update(rollout[0])
         run.log_and_save(metrics, optimizer)
@@ -312,7 +311,7 @@ def load(folder):
 
 
 def rank_mean(*tensors):
-    """Means over the processes of torchrun, in place; returns the first."""
+    """Means over processes, in place; returns the first."""
     if dist.is_initialized():
         flat = torch.cat([x.flatten() for x in tensors])
         dist.all_reduce(flat, dist.ReduceOp.AVG)
@@ -325,7 +324,8 @@ def backward(loss, agent, batch, args):
     """Compute the gradient of a loss, averaged over processes; returns the metrics."""
     total, metrics = loss(agent, batch, args)
     total.backward()
-    rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
+    if dist.is_initialized():
+        rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
     return {k: v.detach() for k, v in metrics.items()}
 
 
@@ -392,9 +392,9 @@ class Run(ExitStack):
         action = action.cpu().numpy().reshape(self.envs.action_space.shape)
         obs, reward, terminated, truncated, _ = self.envs.step(action)
         self.step += len(obs) * self.ranks
-        row = np.column_stack([obs, reward, terminated, terminated | truncated])
-        row = torch.as_tensor(row, dtype=torch.float32, device=self.device)
-        require(row.isfinite().all(), "an observation or reward is not finite")
+        row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        require(np.isfinite(row).all(), "an observation or reward is not finite")
+        row = torch.as_tensor(row, device=self.device)
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
     def log_and_save(self, metrics, optimizer):
@@ -495,8 +495,7 @@ def main():
             args = tyro.cli(Args, default=read(folder)["args"])
         train(args, merge=False)
     except RunError as error:
-        notes = " ".join(getattr(error, "__notes__", ()))
-        print(*f"{NAME}.py: error: {error} {notes}".split(), file=sys.stderr)
+        print(*f"{NAME}.py: error: {error} {' '.join(getattr(error, '__notes__', ()))}".split(), file=sys.stderr)
         sys.exit(128 + Run.signal if Run.signal else 2)
 
 

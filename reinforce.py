@@ -247,7 +247,7 @@ def load(folder):
 
 
 def rank_mean(*tensors):
-    """Means over the processes of torchrun, in place; returns the first."""
+    """Means over processes, in place; returns the first."""
     if dist.is_initialized():
         flat = torch.cat([x.flatten() for x in tensors])
         dist.all_reduce(flat, dist.ReduceOp.AVG)
@@ -260,7 +260,8 @@ def backward(loss, agent, batch, args):
     """Compute the gradient of a loss, averaged over processes; returns the metrics."""
     total, metrics = loss(agent, batch, args)
     total.backward()
-    rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
+    if dist.is_initialized():
+        rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
     return {k: v.detach() for k, v in metrics.items()}
 
 
@@ -327,9 +328,9 @@ class Run(ExitStack):
         action = action.cpu().numpy().reshape(self.envs.action_space.shape)
         obs, reward, terminated, truncated, _ = self.envs.step(action)
         self.step += len(obs) * self.ranks
-        row = np.column_stack([obs, reward, terminated, terminated | truncated])
-        row = torch.as_tensor(row, dtype=torch.float32, device=self.device)
-        require(row.isfinite().all(), "an observation or reward is not finite")
+        row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        require(np.isfinite(row).all(), "an observation or reward is not finite")
+        row = torch.as_tensor(row, device=self.device)
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
     def log_and_save(self, metrics, optimizer):
@@ -430,8 +431,7 @@ def main():
             args = tyro.cli(Args, default=read(folder)["args"])
         train(args, merge=False)
     except RunError as error:
-        notes = " ".join(getattr(error, "__notes__", ()))
-        print(*f"{NAME}.py: error: {error} {notes}".split(), file=sys.stderr)
+        print(*f"{NAME}.py: error: {error} {' '.join(getattr(error, '__notes__', ()))}".split(), file=sys.stderr)
         sys.exit(128 + Run.signal if Run.signal else 2)
 
 

@@ -102,7 +102,7 @@ class Agent(nn.Module):
         self.actor = mlp(D, args.hidden_size, 2 * A)
         self.critic = nn.ModuleList(mlp(D + A, args.hidden_size, 1) for _ in range(2))
         self.target_critic = copy.deepcopy(self.critic)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(args.alpha)))
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(args.alpha)), requires_grad=args.autotune)
 
     def sample(self, obs):
         """a ~ pi(.|s), differentiable, and log pi(a|s) for obs (B, D): (B, A) and (B,)"""
@@ -153,8 +153,7 @@ def q_value(critic, obs, action):
 
 def squash(mean, log_std, noise):
     """a = tanh(u), u = mean + std noise, and log pi(a|s) = log N(u; mean, std) - log da/du, summed over A (SAC app. C).
-    da/du = 1 - tanh(u)^2; its logarithm 2 (log 2 - u - softplus(-2u)) is finite for every u. (B, A) -> (B, A), (B,)
-    """
+    log da/du = log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) is finite for every u; (B, A) -> (B, A), (B,)"""
     u = mean + log_std.exp() * noise
     log_normal = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
     log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
@@ -197,9 +196,8 @@ def actor_objective(agent, batch, args):
     """The actor's loss on a batch -> (), and metrics to log."""
     obs, *_ = batch
     (action, log_prob), alpha = agent.sample(obs), agent.log_alpha.exp().detach()
-    total = l_actor = actor_loss(q_value(agent.critic, obs, action), log_prob, alpha)
-    if args.autotune:
-        total = l_actor + alpha_loss(agent.log_alpha, log_prob.detach(), -action.shape[-1])
+    l_actor = actor_loss(q_value(agent.critic, obs, action), log_prob, alpha)
+    total = l_actor + alpha_loss(agent.log_alpha, log_prob.detach(), -action.shape[-1])
     return total, {"actor_loss": l_actor, "alpha": alpha, "entropy": -log_prob.mean()}
 
 
@@ -241,7 +239,9 @@ def learn(run, args):
             metrics |= run.backward(critic_objective, agent, batch, args)
             critic_optimizer.step()
             actor_optimizer.zero_grad()
+            agent.critic.requires_grad_(False)  # saves time
             metrics |= run.backward(actor_objective, agent, batch, args)
+            agent.critic.requires_grad_(True)
             actor_optimizer.step()
             polyak_update(agent.target_critic, agent.critic, args.tau)
         run.log_and_save(metrics, actor_optimizer)
@@ -323,7 +323,7 @@ def load(folder):
 
 
 def rank_mean(*tensors):
-    """Means over the processes of torchrun, in place; returns the first."""
+    """Means over processes, in place; returns the first."""
     if dist.is_initialized():
         flat = torch.cat([x.flatten() for x in tensors])
         dist.all_reduce(flat, dist.ReduceOp.AVG)
@@ -336,7 +336,8 @@ def backward(loss, agent, batch, args):
     """Compute the gradient of a loss, averaged over processes; returns the metrics."""
     total, metrics = loss(agent, batch, args)
     total.backward()
-    rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
+    if dist.is_initialized():
+        rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
     return {k: v.detach() for k, v in metrics.items()}
 
 
@@ -403,9 +404,9 @@ class Run(ExitStack):
         action = action.cpu().numpy().reshape(self.envs.action_space.shape)
         obs, reward, terminated, truncated, _ = self.envs.step(action)
         self.step += len(obs) * self.ranks
-        row = np.column_stack([obs, reward, terminated, terminated | truncated])
-        row = torch.as_tensor(row, dtype=torch.float32, device=self.device)
-        require(row.isfinite().all(), "an observation or reward is not finite")
+        row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        require(np.isfinite(row).all(), "an observation or reward is not finite")
+        row = torch.as_tensor(row, device=self.device)
         return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
 
     def log_and_save(self, metrics, optimizer):
@@ -506,8 +507,7 @@ def main():
             args = tyro.cli(Args, default=read(folder)["args"])
         train(args, merge=False)
     except RunError as error:
-        notes = " ".join(getattr(error, "__notes__", ()))
-        print(*f"{NAME}.py: error: {error} {notes}".split(), file=sys.stderr)
+        print(*f"{NAME}.py: error: {error} {' '.join(getattr(error, '__notes__', ()))}".split(), file=sys.stderr)
         sys.exit(128 + Run.signal if Run.signal else 2)
 
 

@@ -68,7 +68,7 @@ def test_ppo_at_ratio_1_is_a2c(env_id, flags):
     old_log_prob = agent.log_prob(obs, action)[0].detach()
     ours, _ = a2c.loss(agent, [obs, action, advantage, returns], args)
     ppo_args = ppo.Args(env_id=env_id, clip_coef=0.01, **flags)
-    theirs, _ = ppo.loss(agent, [obs, action, old_log_prob, advantage, returns], ppo_args)
+    theirs, _ = ppo.loss(agent, [obs, action, advantage, returns, old_log_prob], ppo_args)
     close(gradient(ours, agent.parameters()), gradient(theirs, agent.parameters()))
     assert gradient(ours, agent.actor.parameters()).norm() > 0.01
 
@@ -96,7 +96,7 @@ def test_baseline_of_zero_is_reinforce(env_id):
 def batch_of(module, agent, obs, action, advantage, returns):
     """A batch as the script's `loss` takes it; PPO's old policy differs a little from the present one."""
     old = [agent.log_prob(obs, action)[0].detach() + 0.1 * torch.randn(len(obs))] if module is ppo else []
-    return [obs, action, *old, advantage, returns]
+    return [obs, action, advantage, returns, *old]
 
 
 @BOTH
@@ -118,7 +118,7 @@ def test_policy_and_value_are_trained_apart(module, env_id):
 def test_normalised_advantages_ignore_scale_and_offset(module, env_id):
     agent, obs, action, args = random_agent(module, env_id, norm_adv=True)
     batch = batch_of(module, agent, obs, action, *torch.randn(2, len(obs)))
-    scaled = [*batch[:-2], 7 * batch[-2] + 3, batch[-1]]
+    scaled = [*batch[:2], 7 * batch[2] + 3, *batch[3:]]
     close(module.loss(agent, scaled, args)[0], module.loss(agent, batch, args)[0])
 
 
@@ -150,7 +150,7 @@ def test_ppo_trains_on_the_numbers_that_a2c_trains_on(folder):
     """PPO shuffles a rollout: it is put in the order of its advantages."""
     flags = f"{WHOLE_EPISODES} --env-id probes:BoxEndsAtFive-v0 --num-steps 8 --gae-lambda 0.7"
     ours = first_batch("a2c", flags)
-    obs, action, _, advantage, returns = first_batch("ppo", f"{flags} --num-minibatches 1 --update-epochs 1")
+    obs, action, advantage, returns, _ = first_batch("ppo", f"{flags} --num-minibatches 1 --update-epochs 1")
     theirs = [obs, action, advantage, returns]
     ours, theirs = ([x[batch[1][:, 0].argsort()] for x in batch] for batch in (ours, theirs))
     close(ours, theirs)

@@ -167,13 +167,13 @@ def test_td3_actor_follows_the_first_critic_and_sac_actor_the_smaller():
     _, args, agent = make("sac", "--no-autotune", "--alpha", 0.5)
     action, log_prob = agent.sample(obs)
     agent.sample = lambda obs: (action, log_prob)
-    total, _ = sac.actor_objective(agent, batch, args)
-    close(total, (0.5 * log_prob - torch.minimum(*sac.q_value(agent.critic, obs, action))).mean())
+    _, metrics = sac.actor_objective(agent, batch, args)
+    close(metrics["actor_loss"], (0.5 * log_prob - torch.minimum(*sac.q_value(agent.critic, obs, action))).mean())
 
 
 @EACH_SCRIPT
 def test_critic_step_moves_the_critic_and_actor_step_the_actor(script, folder, monkeypatch):
-    """The actor's backward pass fills the gradients of the critic too. They must not be used."""
+    """Neither step moves the network of the other."""
     module = import_module(script)
     agent, calls = record_updates(script, 5, monkeypatch)
     assert {objective for objective, _ in calls} == {module.critic_objective, module.actor_objective}

@@ -115,7 +115,7 @@ def check_on_policy(script, algorithm, env_id, flags, kwargs, names):
     theirs = make_theirs(algorithm, env_id, policy, learning_rate=0.003, **kwargs)
     before = copy_weights(actor_critic_pairs(calls[0].agent, theirs.policy))
     for call in calls:
-        obs, action, *old_log_prob, advantage, returns = call.batch
+        obs, action, advantage, returns, *old_log_prob = call.batch
         batch = RolloutBufferSamples(obs, action, None, old_log_prob[0] if old_log_prob else None, advantage, returns)
         theirs.rollout_buffer.get = lambda batch_size, batch=batch: iter([batch])
         theirs.train()

@@ -130,7 +130,7 @@ def test_updates_leave_out_the_reset_steps_and_no_other(script, checkpoint_every
     plain_loss = module.loss
 
     def loss(agent, batch, args):
-        obs, action, *old_log_prob, advantage, returns = batch
+        obs, action, advantage, returns, *old_log_prob = batch
         batches.append(obs)
         torch.testing.assert_close(returns - advantage, agent.value(obs).detach())
         if old_log_prob:

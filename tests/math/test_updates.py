@@ -58,7 +58,7 @@ def test_only_termination_stops_the_bootstrap(script, env_id, last_obs, bootstra
     for _ in range(5):
         R = 1 + 0.9 * R
         expected.append(R)
-    close(call.batch[-1].sort().values, torch.tensor(expected).repeat(2).sort().values)
+    close(call.batch[3].sort().values, torch.tensor(expected).repeat(2).sort().values)
 
 
 @WITH_RESET_STEPS
@@ -77,10 +77,24 @@ def test_targets_come_from_the_agent_that_acted(script, folder):
     _, calls = record(script, *flags, *flags_of_one_update(script))
     assert len(calls) >= 3
     for call in calls:
-        obs, action, *old_log_prob, advantage, returns = call.batch
+        obs, action, advantage, returns, *old_log_prob = call.batch
         close(returns - advantage, call.agent.value(obs).detach())
         if script == "ppo":
             close(old_log_prob[0], call.agent.log_prob(obs, action)[0].detach())
+
+
+@pytest.mark.parametrize("script", ["reinforce_baseline", "a2c", "ppo"])
+def test_explained_variance_is_that_of_the_values_before_the_update(script, folder):
+    """1 - Var(R - V) / Var(R), over the real steps of a rollout."""
+    flags = (*SCRIPTS[script].short, "--env-id", "probes:SpyOfLengths-v0", "--total-timesteps", 96)
+    _, calls = record(script, *flags, *flags_of_one_update(script))
+    (run,) = folder.glob("runs/*")
+    logged = [value for _, value in scalars(run)["losses/explained_variance"]]
+    assert len(logged) == len(calls) >= 3
+    for call, explained in zip(calls, logged, strict=True):
+        obs, _, _, returns, *_ = call.batch
+        error = (returns - call.agent.value(obs)).detach().numpy()
+        assert explained == pytest.approx(1 - error.var() / returns.numpy().var(), rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("num_minibatches", [1, 4])
@@ -218,7 +232,7 @@ def test_normalised_rewards_are_trained_on(script, folder):
     _, (call,) = record(script, *flags)
     deviation = torch.tensor([1, 1.9, 2.71, 3.439, 4.0951]).std(correction=0)
     expected = torch.tensor([4.0951, 3.439, 2.71, 1.9, 1.0]).repeat_interleave(3) / deviation
-    close(call.batch[-1].sort().values, expected.sort().values, rtol=1e-4, atol=1e-5)
+    close(call.batch[3].sort().values, expected.sort().values, rtol=1e-4, atol=1e-5)
 
 
 @WITH_RESET_STEPS

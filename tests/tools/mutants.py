@@ -69,7 +69,7 @@ TEXTS = [
         "reward, terminated, terminated |",
         "reward, terminated | truncated, terminated |",
     ),
-    ("env_step: NaN is accepted", 'require(row.isfinite().all(), "an', 'require(True, "an'),
+    ("env_step: NaN is accepted", 'require(np.isfinite(row).all(), "an', 'require(True, "an'),
     (
         "make_envs: a Discrete that starts at 1",
         "isinstance(actions, Discrete) and actions.start == 0",
