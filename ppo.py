@@ -169,9 +169,10 @@ def gae(reward, value, terminated, done, gamma, gae_lambda):
     advantage[t] = delta[t] + gamma lambda (1 - done[t]) advantage[t+1],  done = terminated or truncated
     """
     delta = reward + gamma * (1 - terminated) * value[1:] - value[:-1]
+    decay = gamma * gae_lambda * (1 - done)
     advantage = torch.zeros_like(value)  # advantage[T] = 0
     for t in reversed(range(len(delta))):
-        advantage[t] = delta[t] + gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
+        advantage[t] = delta[t] + decay[t] * advantage[t + 1]
     return advantage[:-1]
 
 
@@ -259,7 +260,7 @@ def require(good, message):
 
 
 def make_envs(args, num_envs, training=True, **kwargs):
-    """Environments; a Box of actions is rescaled to [-1, 1] if it is bounded, else clipped."""
+    """Environments; a Box of actions is rescaled to [-1, 1] if bounded, else clipped."""
     envs = None
     try:
         envs = make_vec(args, num_envs, training, **json.loads(args.env_kwargs) | kwargs)
@@ -331,7 +332,7 @@ def rank_mean(*tensors):
 
 
 def backward(loss, agent, batch, args):
-    """Compute the gradient of a loss, averaged over processes; returns the metrics."""
+    """Compute the gradient of a loss, averaged over processes -> metrics."""
     total, metrics = loss(agent, batch, args)
     total.backward()
     if dist.is_initialized():
@@ -340,7 +341,7 @@ def backward(loss, agent, batch, args):
 
 
 class Run(ExitStack):
-    """Environments, progress, log and checkpoints of one training."""
+    """Environments, progress, log and checkpoints of a training."""
 
     signal = 0  # main sets it: save and stop
 
@@ -351,7 +352,7 @@ class Run(ExitStack):
         self.device = torch.device(found if args.device == "auto" else args.device)
         if dist.is_torchelastic_launched() and not dist.is_initialized():
             dist.init_process_group(timeout=99 * dist.default_pg_timeout)
-            self.callback(dist.destroy_process_group)  # its threads would abort the exit
+            self.callback(dist.destroy_process_group)  # its threads abort the exit
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.set_num_threads(args.num_threads)
         torch.set_float32_matmul_precision(args.matmul_precision)
@@ -459,8 +460,8 @@ def train(args, merge=True):
     if (folder := args.resume or args.evaluate) and merge:
         given = {k: v for k, v in vars(args).items() if v != getattr(Args, k)}
         args = replace(read(folder)["args"], **given)
-    low = {"seed": 0, "learning_starts": 0, "eval_episodes": 0, "initial_std": 1e-6, "alpha": 1e-6}
-    high = {"gamma": 1, "gae_lambda": 1, "tau": 1, "num_threads": 1024, "seed": 2**62}
+    low = dict(num_steps=2, num_workers=0, seed=0, learning_starts=0, eval_episodes=0, initial_std=1e-6, alpha=1e-6)
+    high = dict(gamma=1, gae_lambda=1, tau=1, num_threads=1024, seed=2**62)
     for name, value in vars(args).items():
         kind = type(getattr(Args, name))
         least, most = low.get(name, int(kind is int)), high.get(name, 1e100)
@@ -492,7 +493,7 @@ def main():
 
     def on_signal(number, frame):
         if Run.signal:
-            os._exit(128 + number)  # the second one ends it
+            os._exit(128 + number)  # the second ends it
         Run.signal = number
 
     for number in (signal.SIGINT, signal.SIGTERM):

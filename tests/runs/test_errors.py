@@ -149,7 +149,7 @@ def test_absent_device(script, device, folder):
     ("script", "flags", "word"),
     [
         ("ppo", ["--num-envs", 2, "--num-steps", 4, "--num-minibatches", 3], "--num-minibatches"),
-        ("ppo", ["--num-envs", 8, "--num-steps", 1, "--num-minibatches", 1], "--num-minibatches"),
+        ("ppo", ["--num-envs", 8, "--num-steps", 1, "--num-minibatches", 1], "--num-steps"),
         ("a2c", ["--num-envs", 8, "--num-steps", 1], "--num-steps"),
     ],
 )
