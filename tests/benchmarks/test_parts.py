@@ -30,7 +30,7 @@ def program(name, *words):
     return ended.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", PRODUCTS)
 def test_floor_counts_the_products_of_an_update(script, benchmarks, monkeypatch):
     floor, row = benchmarks("floor"), SCRIPTS[script]
     monkeypatch.setattr(floor, "ROUNDS", 2)

@@ -62,6 +62,12 @@ SCRIPTS = {
         period=32,
         losses=("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"),
     ),
+    "trpo": Script(
+        env_ids=("CartPole-v1", "Pendulum-v1"),
+        short=shlex.split(f"{SHORT} --num-steps 16 --vf-epochs 2"),
+        period=32,
+        losses=("surrogate", "kl", "value_loss", "explained_variance"),
+    ),
 }
 
 REPLAY = shlex.split(f"{SHORT} --batch-size 8 --learning-starts 1")

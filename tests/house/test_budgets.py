@@ -1,6 +1,7 @@
 """The scripts stay short: lines, bytes, nesting, and what changes from one script to the next."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -136,3 +137,9 @@ def test_one_statement_a_line(script):
 @pytest.mark.parametrize("step", STEPS_HERE, ids=" -> ".join)
 def test_next_script_changes_few_lines(step):
     assert changed_lines(*step) <= STEPS[step]
+
+
+def test_readme_counts_the_changed_lines_of_each_step():
+    rows = re.findall(r"`diff (\w+)\.py (\w+)\.py` \| (\d+) \|", (ROOT / "README.md").read_text())
+    shown = {(one, other): int(count) for one, other, count in rows}
+    assert shown == {step: changed_lines(*step) for step in STEPS_HERE}

@@ -17,6 +17,7 @@ RUNS = [
     ("ddpg", "Pendulum-v1", f"{SMALL} --total-timesteps 8000 --num-envs 2 --utd 0.5", -200),
     ("a2c", "CartPole-v1", "", 475),
     ("ppo", "CartPole-v1", "", 475),
+    ("trpo", "CartPole-v1", "", 475),
     ("reinforce", "CartPole-v1", "", 475),
     ("reinforce_baseline", "CartPole-v1", "", 475),
 ]
@@ -26,6 +27,8 @@ SLOW_RUNS = [
     ("ddpg", "Pendulum-v1", "", -200),
     ("ppo", "Pendulum-v1", f"--total-timesteps 100000 {PPO_PENDULUM}", -200),
 ]
+TRPO_PENDULUM = "--num-envs 8 --num-steps 256 --gamma 0.9 --gae-lambda 0.95 --vf-epochs 20 --norm-reward"
+SLOW_RUNS += [("trpo", "Pendulum-v1", TRPO_PENDULUM, -200)]
 TWO_PROCESSES = [
     ("ppo", "CartPole-v1", "--num-envs 16", 475),
 ]

@@ -11,12 +11,13 @@ import a2c
 import ppo
 import reinforce
 import reinforce_baseline
+import trpo
 
 close = torch.testing.assert_close
-WITH_GAE = pytest.mark.parametrize("module", [a2c, ppo])
+WITH_GAE = pytest.mark.parametrize("module", [a2c, ppo, trpo])
 WHOLE_EPISODES = pytest.mark.parametrize("module", [reinforce, reinforce_baseline])
 WITHOUT_RATIO = pytest.mark.parametrize("module", [reinforce, reinforce_baseline, a2c])
-WITH_VALUE = pytest.mark.parametrize("module", [reinforce_baseline, a2c, ppo])
+WITH_VALUE = pytest.mark.parametrize("module", [reinforce_baseline, a2c, ppo, trpo])
 
 
 def column(*numbers):

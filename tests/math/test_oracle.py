@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from agents import record
+from oracle import GAMMA, actor_critic_pairs, copy_weights, linear, make_theirs
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 
 import ppo
 
 close = torch.testing.assert_close
-GAMMA, LAMBDA = 0.97, 0.9
+LAMBDA = 0.9
 BOTH = pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 
 
@@ -59,45 +59,6 @@ def test_gae(seed):
         buffer = rollout_buffer(bootstrapped, value[:-1, n][real], np.concatenate([[True], ended[:-1]]))
         buffer.compute_returns_and_advantage(torch.tensor([value[-1, n]]), ended[-1:])
         close(advantage[torch.tensor(real), n], torch.tensor(buffer.advantages[:, 0]), rtol=1e-4, atol=1e-5)
-
-
-class Logs(Logger):
-    """Keeps what Stable-Baselines3 logs of its last update."""
-
-    def __init__(self):
-        super().__init__(None, [])
-
-    def record(self, key, value, exclude=None):
-        self.name_to_value[key.removeprefix("train/")] = value
-
-
-def make_theirs(algorithm, env_id, policy, **kwargs):
-    policy = {"net_arch": [16, 16]} | policy
-    theirs = algorithm("MlpPolicy", gym.make(env_id), policy_kwargs=policy, device="cpu", gamma=GAMMA, **kwargs)
-    theirs.set_logger(Logs())
-    return theirs
-
-
-def linear(*modules):
-    """Weights and biases of all linear layers, in order."""
-    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
-    return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-
-
-def actor_critic_pairs(agent, policy):
-    """Pairs of the same parameter in our agent and in Stable-Baselines3's policy."""
-    pairs = [
-        *zip(linear(agent.actor), linear(policy.mlp_extractor.policy_net, policy.action_net), strict=True),
-        *zip(linear(agent.critic), linear(policy.mlp_extractor.value_net, policy.value_net), strict=True),
-    ]
-    return pairs + ([] if agent.discrete else [(agent.log_std, policy.log_std)])
-
-
-def copy_weights(pairs):
-    """Give Stable-Baselines3 our weights -> a copy of them."""
-    for ours, theirs in pairs:
-        theirs.data.copy_(ours)
-    return [ours.detach().clone() for ours, _ in pairs]
 
 
 def check_weights(pairs, before, tolerance=1e-5):

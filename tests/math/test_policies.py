@@ -12,10 +12,11 @@ from torch.distributions import Categorical, Normal
 import a2c
 import ppo
 import reinforce_baseline
+import trpo
 
 close = torch.testing.assert_close
-WITH_NORM = pytest.mark.parametrize("module", [a2c, ppo])
-WITH_CRITIC = pytest.mark.parametrize("module", [reinforce_baseline, a2c, ppo])
+WITH_NORM = pytest.mark.parametrize("module", [a2c, ppo, trpo])
+WITH_CRITIC = pytest.mark.parametrize("module", [reinforce_baseline, a2c, ppo, trpo])
 
 
 @pytest.fixture(params=["reinforce", "reinforce_baseline", "a2c", "ppo"])

@@ -14,6 +14,7 @@ SOLVE = {
     "reinforce_baseline": WHOLE_EPISODES,
     "a2c": f"{STEPS} --learning-rate 3e-3 --num-steps 8 --total-timesteps 20000",
     "ppo": f"{STEPS} --learning-rate 1e-2 --num-steps 32 --num-minibatches 1 --update-epochs 10 --total-timesteps 6144",
+    "trpo": f"{STEPS} --learning-rate 1e-2 --num-steps 32 --vf-epochs 20 --total-timesteps 8192",
     "ddpg": f"{REPLAY} --learning-rate 1e-2 --total-timesteps 1600",
     "td3": f"{REPLAY} --learning-rate 1e-2 --total-timesteps 2400",
     "sac": f"{REPLAY} --policy-lr 1e-2 --q-lr 1e-2 --no-autotune --alpha 1e-6 --total-timesteps 1600",
@@ -27,6 +28,7 @@ CLOSER = {
     "reinforce_baseline": "--num-envs 16 --initial-std 0.5",
     "a2c": "--total-timesteps 40000 --learning-rate 1e-2",
     "ppo": "--total-timesteps 12288",
+    "trpo": "--total-timesteps 16384",
     "ddpg": f"{DETERMINISTIC} --total-timesteps 2400",
     "td3": DETERMINISTIC,
     # With a smaller alpha, too few actions are tried.
@@ -108,7 +110,7 @@ def test_policy_learns_from_every_observation_that_flattens(env_id, folder):
     assert (result.mean, result.deviation) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("script", ["a2c", "ppo"])
+@pytest.mark.parametrize("script", ["a2c", "ppo", "trpo"])
 def test_reset_steps_are_not_in_the_running_statistics(script, folder):
     """The observation of a decision is one-hot, that of a reset step is zero: without those the means sum to 1."""
     flags = (*SCRIPTS[script].short, "--norm-obs", "--total-timesteps", 300)
@@ -116,7 +118,7 @@ def test_reset_steps_are_not_in_the_running_statistics(script, folder):
     assert agent.norm_obs.mean.sum().item() == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("script", ["a2c", "ppo"])
+@pytest.mark.parametrize("script", ["a2c", "ppo", "trpo"])
 @pytest.mark.parametrize(
     ("checkpoint_every", "decisions"),
     [
@@ -139,7 +141,7 @@ def test_updates_leave_out_the_reset_steps_and_no_other(script, checkpoint_every
 
     monkeypatch.setattr(module, "loss", loss)
     flags = f"--num-envs 3 --num-steps 5 --total-timesteps 720 --eval-episodes 0 --checkpoint-every {checkpoint_every}"
-    flags += " --num-minibatches 1 --update-epochs 1" if script == "ppo" else ""
+    flags += {"ppo": " --num-minibatches 1 --update-epochs 1", "trpo": " --vf-epochs 1"}.get(script, "")
     train(script, "--env-id", "probes:EndsAtFive-v0", *flags.split())
     obs = torch.cat(batches)
     assert (obs.sum(-1) == 1).all()

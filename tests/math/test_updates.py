@@ -12,12 +12,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 close = torch.testing.assert_close
 EACH_SCRIPT = pytest.mark.parametrize("script", ["reinforce", "reinforce_baseline", "a2c", "ppo"])
-WITH_RESET_STEPS = pytest.mark.parametrize("script", ["a2c", "ppo"])
+WITH_RESET_STEPS = pytest.mark.parametrize("script", ["a2c", "ppo", "trpo"])
 
 
 def flags_of_one_update(script):
-    """PPO makes many updates from a rollout; these flags leave one."""
-    return ("--num-minibatches", 1, "--update-epochs", 1) if script == "ppo" else ()
+    """PPO makes many updates from a rollout, and TRPO of its value; these flags leave one."""
+    return {"ppo": ("--num-minibatches", 1, "--update-epochs", 1), "trpo": ("--vf-epochs", 1)}.get(script, ())
 
 
 @WITH_RESET_STEPS
@@ -70,7 +70,7 @@ def test_reset_steps_are_left_out_of_statistics(script, folder):
     assert agent.norm_obs.count[0] == sum(len(call.batch[0]) for call in calls)
 
 
-@pytest.mark.parametrize("script", ["reinforce_baseline", "a2c", "ppo"])
+@pytest.mark.parametrize("script", ["reinforce_baseline", "a2c", "ppo", "trpo"])
 def test_targets_come_from_the_agent_that_acted(script, folder):
     """Before the first update from a rollout, R - A is V(s), and PPO's old policy is the policy."""
     flags = (*SCRIPTS[script].short, "--env-id", "probes:SpyOfLengths-v0", "--total-timesteps", 96)
@@ -83,7 +83,7 @@ def test_targets_come_from_the_agent_that_acted(script, folder):
             close(old_log_prob[0], call.agent.log_prob(obs, action)[0].detach())
 
 
-@pytest.mark.parametrize("script", ["reinforce_baseline", "a2c", "ppo"])
+@pytest.mark.parametrize("script", ["reinforce_baseline", "a2c", "ppo", "trpo"])
 def test_explained_variance_is_that_of_the_values_before_the_update(script, folder):
     """1 - Var(R - V) / Var(R), over the real steps of a rollout."""
     flags = (*SCRIPTS[script].short, "--env-id", "probes:SpyOfLengths-v0", "--total-timesteps", 96)
@@ -174,7 +174,7 @@ def test_learning_rate_falls_linearly_and_stays_above_0(script, folder):
     assert rates == [0.01] * 4
 
 
-@WITH_RESET_STEPS
+@pytest.mark.parametrize("script", ["a2c", "ppo"])
 @pytest.mark.parametrize("max_grad_norm", [1e6, 0.01])
 def test_gradient_is_of_this_batch_and_no_longer_than_the_bound(script, max_grad_norm, folder):
     """No gradient is left from the step before."""
@@ -201,7 +201,7 @@ def test_gradient_of_reinforce_is_of_this_batch(script, folder):
         assert norm == pytest.approx(own, rel=1e-3)
 
 
-@WITH_RESET_STEPS
+@pytest.mark.parametrize("script", ["a2c", "ppo"])
 def test_acting_policy_is_the_trained_policy(script, folder):
     """With --norm-obs, statistics change after an update, so the policy that is trained is the one that acted."""
     module, acted = import_module(script), {}

@@ -185,10 +185,12 @@ CHANGES = {
     "reinforce_baseline": [*ON_POLICY, "--no-norm-adv"],
     "a2c": [*A2C, "--norm-adv"],
     "ppo": [*A2C, "--no-norm-adv", "--clip-coef 0.001", "--update-epochs 3", "--num-minibatches 1"],
+    "trpo": [*ON_POLICY[:2], *NORMS, "--learning-rate 0.01", "--gae-lambda 0.5", "--max-kl 0.1", "--cg-iters 1"],
     "ddpg": [*DDPG, "--ou-noise"],
     "td3": [*DDPG, "--policy-noise 1", "--noise-clip 0.01", "--policy-frequency 1"],
     "sac": [*REPLAY, "--policy-lr 0.01", "--q-lr 0.01", "--alpha 0.5", "--no-autotune"],
 }
+CHANGES["trpo"] += ["--cg-damping 1", "--vf-epochs 3"]  # tests/math/test_trust_region.py has those of the line search
 CHANGE_NOTHING = ["--eval-episodes 3", "--num-threads 2", "--device cpu", "--matmul-precision high"]
 
 

@@ -29,11 +29,12 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("reinforce", "reinforce_baseline", "a2c", "ppo", "ddpg", "td3", "sac")
+SCRIPTS = ("reinforce", "reinforce_baseline", "a2c", "ppo", "trpo", "ddpg", "td3", "sac")
 FUNCTIONS = """
     Agent.value Agent.log_prob Agent.act Agent.sample RunningNorm.update RunningNorm.forward RunningNorm.scale
     ReplayBuffer.add ReplayBuffer.sample returns_to_go gae policy_loss value_loss loss q_value smooth q_target
-    critic_loss actor_loss alpha_loss squash critic_objective actor_objective polyak_update learn"""
+    critic_loss actor_loss alpha_loss squash critic_objective actor_objective polyak_update learn
+    surrogate kl fisher_vector_product conjugate_gradient line_search update_policy"""
 RENAMED = {"amin": "amax", "minimum": "maximum", "argmax": "argmin", "sum": "mean", "mean": "sum"}
 DROPPED = ("detach", "clamp", "exp", "tanh", "abs")  # x.clamp(...) becomes x
 SIGNS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+")}
