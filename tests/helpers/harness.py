@@ -82,6 +82,14 @@ for name in OFF_POLICY:
         film="probes:Pendulum7-v0",
     )
 
+# a3c.py trains in other processes, where the tests cannot look; tests/runs/test_a3c.py has most of its own.
+A3C = Script(
+    env_ids=("CartPole-v1", "Pendulum-v1"),
+    short=shlex.split(f"{SHORT} --num-steps 16"),
+    period=32,
+    losses=(*SCRIPTS["a2c"].losses, "staleness"),
+)
+ALL = SCRIPTS | {"a3c": A3C}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 LAST_LINE = re.compile(
     r"eval_return=(?P<mean>-?\d+\.\d\d|nan) \+/- (?P<deviation>\d+\.\d\d|nan) \((?P<episodes>\d+) episodes\)"

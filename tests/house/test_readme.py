@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    ALL,
     OFF_POLICY,
     ROOT,
-    SCRIPTS,
     TORCHRUN,
     end,
     environment,
@@ -23,7 +23,7 @@ from harness import (
 )
 
 PLACEHOLDER = re.compile(r"runs/(?P<env_id>[^\s/]+)__(?P<script>\w+)__(?P<seed>\d+)__\d+")
-SHORT = dict.fromkeys(SCRIPTS, "--total-timesteps 512 --num-envs 4 --eval-episodes 2")
+SHORT = dict.fromkeys(ALL, "--total-timesteps 512 --num-envs 4 --eval-episodes 2")
 SHORT |= {script: f"{SHORT[script]} --learning-starts 448" for script in OFF_POLICY}
 # Commands that begin so are not run here: they set a machine up, .ci/run runs them, or they do not end.
 NOT_RUN = [
@@ -47,7 +47,7 @@ OTHER_FLAGS += " --head --port --address --ray --work --seeds"
 
 def is_script(words):
     """Whether a command starts one of the scripts, by python or by torchrun."""
-    return words[0] in ("python", "python3", "torchrun") and any(word.removesuffix(".py") in SCRIPTS for word in words)
+    return words[0] in ("python", "python3", "torchrun") and any(word.removesuffix(".py") in ALL for word in words)
 
 
 def by_process(words):
@@ -64,7 +64,7 @@ COMMANDS = [parameter(words) for words in readme_commands() if is_script(words)]
 
 def write_files(folder):
     """Put the scripts there, and each block of Python whose first line is "# name.py" as that file."""
-    for script in SCRIPTS:
+    for script in ALL:
         shutil.copy(ROOT / f"{script}.py", folder)
     for block in readme_blocks("python"):
         if name := re.match(r"# (\w+\.py)\n", block):
@@ -74,7 +74,7 @@ def write_files(folder):
 def make_run(place):
     """Train the run that a command or block takes for granted: runs/ENV__SCRIPT__SEED__TIME."""
     names = PLACEHOLDER.fullmatch(place)
-    row = SCRIPTS[names["script"]]
+    row = ALL[names["script"]]
     flags = (*row.short, "--total-timesteps", row.period, "--seed", names["seed"])
     _, result = train(names["script"], "--env-id", names["env_id"], *flags)
     result.folder.rename(place)
@@ -86,7 +86,7 @@ def test_command_runs(words, folder, monkeypatch):
     for word in words:
         if PLACEHOLDER.fullmatch(word):
             make_run(word)
-    (script,) = {word.removesuffix(".py") for word in words} & set(SCRIPTS)
+    (script,) = {word.removesuffix(".py") for word in words} & set(ALL)
     flags = words[words.index(f"{script}.py") + 1 :]
     asks_help = {"-h", "--help"} & set(flags)
     more = [] if asks_help else SHORT[script].split()
@@ -153,7 +153,7 @@ def test_result_lines_have_the_form_that_programs_read():
 
 def test_flags_exist():
     text = (ROOT / "README.md").read_text()
-    names = {name for script in SCRIPTS for name in importlib.import_module(script).Args.__annotations__}
+    names = {name for script in ALL for name in importlib.import_module(script).Args.__annotations__}
     known = {f"--{name.replace('_', '-')}" for name in names}
     known |= {f"--no-{flag[2:]}" for flag in known} | set(OTHER_FLAGS.split())
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known

@@ -18,6 +18,7 @@ RUNS = [
     ("a2c", "CartPole-v1", "", 475),
     ("ppo", "CartPole-v1", "", 475),
     ("trpo", "CartPole-v1", "", 475),
+    ("a3c", "CartPole-v1", "", 475),
     ("reinforce", "CartPole-v1", "", 475),
     ("reinforce_baseline", "CartPole-v1", "", 475),
 ]

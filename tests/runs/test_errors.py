@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import children
-from harness import BY_PROCESS, OFF_POLICY, SCRIPTS, checkpoint, end, parse, run, train, write_checkpoint
+from harness import ALL, BY_PROCESS, OFF_POLICY, SCRIPTS, checkpoint, end, parse, run, train, write_checkpoint
 from torch import nn
 
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
@@ -86,15 +86,17 @@ def test_env_kwargs_that_do_not_fit(script, text, folder):
     assert_nothing_was_made(folder)
 
 
-@EACH_SCRIPT
+@pytest.mark.parametrize("script", ALL)
 def test_number_out_of_its_range(script, folder):
     """Below the range of every flag that takes a number, and above it where it has an upper end."""
     for field in fields(import_module(script).Args):
         bad = {int: ["-1", "0"], float: ["-0.1", "nan", "inf", "-inf"]}.get(field.type, [])
-        bad = [value for value in bad if value != "0" or field.name not in ("seed", "learning_starts", "eval_episodes")]
+        may_be_0 = field.name in ("seed", "learning_starts", "eval_episodes", "num_workers")
+        bad = [value for value in bad if value != "0" or not may_be_0]
+        bad += ["1"] * (field.name == "num_steps")
         bad += ["1.01"] * (field.name in ("gamma", "gae_lambda", "tau"))
         bad += ["0"] * (field.name in ("initial_std", "alpha"))
-        bad += [str(2**70)] * (field.name == "seed")
+        bad += [str(2**70)] * (field.name == "seed") + ["1025"] * (field.name == "num_threads")
         flag = f"--{field.name.replace('_', '-')}"
         for value in bad:
             assert_refused(end(script, flag, value), script, f"{flag} {value}")

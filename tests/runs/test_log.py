@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 from harness import (
+    ALL,
     BY_PROCESS,
     ROOT,
     SCRIPTS,
@@ -126,7 +127,7 @@ def test_video_that_fails_does_not_cost_the_result(script, folder):
     assert checkpoint(result.folder)["step"] == result.steps
 
 
-@EACH_SCRIPT
+@pytest.mark.parametrize("script", ALL)
 def test_help_explains_every_flag(script, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(script, "--help")
@@ -148,7 +149,7 @@ def test_help_begins_with_the_docstring(folder):
     assert "--resume runs/FOLDER" in stdout
 
 
-@EACH_SCRIPT
+@pytest.mark.parametrize("script", ALL)
 def test_every_flag_is_used(script):
     source = (ROOT / f"{script}.py").read_text()
     names = [field.name for field in fields(import_module(script).Args)]

@@ -11,36 +11,38 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_POLICY = ("reinforce", "reinforce_baseline", "a2c", "ppo", "trpo")
+ON_POLICY = ("reinforce", "reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
 OFF_POLICY = ("ddpg", "td3", "sac")
 SCRIPTS = (*ON_POLICY, *OFF_POLICY)
+ROLLOUTS = ("a2c", "ppo", "a3c", "trpo")
 RULE = "\n# -----"
-CRITICS = ("reinforce_baseline", "a2c", "ppo", "trpo")
+CRITICS = ("reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
 EVERY_FLAG = "env_kwargs async_envs gamma seed device num_threads matmul_precision compile checkpoint_every"
 EVERY_FLAG += " eval_episodes capture_video resume evaluate"
 FAMILY_FLAGS = "env_id hidden_size"  # with another default in each family
 ON_POLICY_FLAGS = f"{FAMILY_FLAGS} learning_rate initial_std"
 OFF_POLICY_FLAGS = f"{FAMILY_FLAGS} num_envs tau buffer_size batch_size learning_starts utd"
-ROLLOUT_FLAGS = "num_steps norm_obs norm_reward"
+ROLLOUT_FLAGS = "num_steps norm_obs"
 # A block is a function, a class, a method (Class.method), or a flag (Args.name). These scripts share it.
 SHARED = [
     *[(f"Args.{name}", SCRIPTS) for name in EVERY_FLAG.split()],
     *[(f"Args.{name}", ON_POLICY) for name in ON_POLICY_FLAGS.split()],
     *[(f"Args.{name}", OFF_POLICY) for name in OFF_POLICY_FLAGS.split()],
-    *[(f"Args.{name}", ("a2c", "ppo", "trpo")) for name in ROLLOUT_FLAGS.split()],
-    *[(f"Args.{name}", ("a2c", "ppo")) for name in ("ent_coef", "vf_coef", "max_grad_norm")],
-    ("Args.anneal_lr", ON_POLICY[:4]),
+    *[(f"Args.{name}", ROLLOUTS) for name in ROLLOUT_FLAGS.split()],
+    *[(f"Args.{name}", ("a2c", "ppo", "a3c")) for name in ("ent_coef", "vf_coef", "max_grad_norm")],
+    ("Args.norm_reward", ("a2c", "ppo", "trpo")),
+    *[(block, ON_POLICY[:5]) for block in ("Args.anneal_lr", "Agent.log_prob")],
     *[(f"Args.{name}", ("reinforce", "reinforce_baseline")) for name in ("num_envs", "total_timesteps")],
     *[(f"Args.{name}", ("ddpg", "td3")) for name in ("learning_rate", "exploration_noise")],
     ("Args.norm_adv", ("reinforce_baseline", "ppo")),
     ("make_vec", SCRIPTS),
     *[(block, ON_POLICY) for block in ("mlp", "Agent.act")],
-    ("Agent.log_prob", ON_POLICY[:4]),
     *[(block, CRITICS) for block in ("Agent.value", "value_loss")],
-    ("policy_loss", ("reinforce", "reinforce_baseline", "a2c")),
+    ("policy_loss", ("reinforce", "reinforce_baseline", "a2c", "a3c")),
     ("returns_to_go", ("reinforce", "reinforce_baseline")),
     ("Agent", ("a2c", "ppo")),
-    *[(block, ("a2c", "ppo", "trpo")) for block in ("Agent.__init__", "RunningNorm", "gae")],
+    *[(block, ("a2c", "ppo", "trpo")) for block in ("Agent.__init__", "RunningNorm")],
+    *[(block, ROLLOUTS) for block in ("gae", "RunningNorm.__init__", "RunningNorm.update", "RunningNorm.forward")],
     *[(block, OFF_POLICY) for block in ("mlp", "ReplayBuffer", "polyak_update")],
     *[(block, ("ddpg", "td3")) for block in ("Agent.act", "actor_loss")],
     ("q_value", ("td3", "sac")),

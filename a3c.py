@@ -1,0 +1,548 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.11", "gymnasium[classic-control]>=1.2.1", "moviepy", "tensorboard", "tqdm", "tyro"]
+# ///
+"""Asynchronous advantage actor-critic (A3C, Mnih et al. 2016, https://arxiv.org/abs/1602.01783).
+
+Maximise  E[log pi(a|s) A] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)], with no gradient through A and R
+with advantage A (GAE, https://arxiv.org/abs/1506.02438; as in A3C at lambda 1), R = A + V(s), entropy H.
+
+    python a3c.py
+    ... --env-id Acrobot-v1 --total-timesteps 500000
+    ... --resume runs/FOLDER --total-timesteps 500000
+
+Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import tyro
+from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import vector as wrappers
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+NAME = "a3c"
+
+
+@dataclass
+class Args:
+    env_id: str = "CartPole-v1"  # a gymnasium id, or module:Id
+    env_kwargs: str = "{}"  # its keyword arguments, as JSON
+    num_workers: int = 2  # worker processes; 0 for one per core
+    num_envs: int = 16  # N, environments of each worker
+    async_envs: bool = False  # a process for each environment
+    total_timesteps: int = 400_000  # environment steps in all
+    num_steps: int = 16  # T, steps of each environment in a rollout
+    learning_rate: float = 3e-3  # step size of Adam
+    anneal_lr: bool = True  # lower the learning rate linearly to 0
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 1.0  # lambda of GAE: 0 is the TD error, 1 the whole return
+    ent_coef: float = 0.0  # c_e, weight of the entropy
+    vf_coef: float = 0.5  # c_v, weight of the value loss
+    max_grad_norm: float = 0.5  # largest norm of the gradient
+    norm_obs: bool = False  # normalise observations by running statistics
+    hidden_size: int = 64  # units of each hidden layer
+    initial_std: float = 1.0  # initial standard deviation of actions
+    seed: int = 1  # the same seed gives the same bits on a CPU
+    device: str = "auto"  # cpu, cuda, mps or auto
+    num_threads: int = 1  # CPU threads of torch
+    matmul_precision: str = "highest"  # of matrix products: highest, high or medium
+    compile: bool = False  # compile the gradient: slower start, faster run
+    checkpoint_every: int = 50_000  # steps between checkpoints
+    eval_episodes: int = 20  # episodes of an evaluation; 0 for none
+    capture_video: bool = False  # film the final policy
+    resume: str = ""  # continue the run in this folder; flags given now win
+    evaluate: str = ""  # evaluate the run in this folder
+
+
+def make_vec(args, num_envs, training, **kwargs):
+    """Environments with flat observations; bytes are scaled to [0, 1]."""
+    envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
+    space = envs.single_observation_space
+    if space.dtype == np.uint8:
+        envs = wrappers.RescaleObservation(wrappers.DtypeObservation(envs, np.float32), *np.float32([0, 1]))
+    if not isinstance(space, Box) or len(space.shape) != 1:
+        with suppress(NotImplementedError):  # refused below
+            envs = wrappers.FlattenObservation(envs)
+    return envs
+
+
+def mlp(inputs, hidden, outputs, gain):
+    """Two tanh layers with orthogonal weights, (..., inputs) -> (..., outputs); gain for the output."""
+    layers = [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, outputs)]
+    for linear, scale in zip(layers[::2], (2**0.5, 2**0.5, gain), strict=True):
+        nn.init.orthogonal_(linear.weight, scale)
+        nn.init.zeros_(linear.bias)
+    return nn.Sequential(*layers)
+
+
+class Agent(nn.Module):
+    """Actor pi(a|s), categorical or Gaussian, and critic V(s)."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        D, A = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
+        self.discrete = isinstance(envs.single_action_space, Discrete)
+        self.norm_obs = RunningNorm(D) if args.norm_obs else nn.Identity()
+        self.actor = nn.Sequential(self.norm_obs, mlp(D, args.hidden_size, A, gain=0.01))
+        # With gain 1, large returns saturate the last tanh layer: V is then the same everywhere.
+        self.critic = nn.Sequential(self.norm_obs, mlp(D, args.hidden_size, 1, gain=10))
+        self.log_std = nn.Parameter(torch.full((A,), math.log(args.initial_std)))  # if continuous
+
+    def value(self, obs):
+        """V(s) for obs (..., D) -> (...)"""
+        return self.critic(obs).squeeze(-1)
+
+    def log_prob(self, obs, action):
+        """log pi(a|s) and the entropy, both (...), for obs (..., D) and action (...) or (..., A)."""
+        output = self.actor(obs)
+        if self.discrete:
+            log_probs = output.log_softmax(-1)
+            return log_probs.gather(-1, action[..., None]).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
+        z = (action - output) / self.log_std.exp()
+        log_scale = self.log_std + math.log(2 * math.pi) / 2
+        return -(z**2 / 2 + log_scale).sum(-1), (log_scale + 0.5).sum().expand(z.shape[:-1])
+
+    @torch.no_grad()
+    def act(self, obs, greedy=False):
+        """Actions (N,) or (N, A) for obs (N, D): sampled, or the mode if greedy."""
+        output = self.actor(obs)
+        if self.discrete:
+            return output.argmax(-1) if greedy else output.softmax(-1).multinomial(1).squeeze(-1)
+        return output if greedy else output + self.log_std.exp() * torch.randn_like(output)
+
+
+class RunningNorm(nn.Module):
+    """Normalise by the mean and variance so far, clip to +-10; (..., size) -> (..., size)."""
+
+    def __init__(self, size):
+        super().__init__()
+        for name, value in (("mean", 0.0), ("var", 1.0), ("count", 0.0)):
+            self.register_buffer(name, torch.full((size,), value))
+
+    def update(self, x):
+        """Take in x (n, size): moments of two samples together (Chan et al. 1979)."""
+        n = rank_mean(torch.ones_like(x).sum(0))
+        mean = rank_mean(x.sum(0)) / n
+        var = rank_mean(((x - mean) ** 2).sum(0)) / n
+        delta, share = mean - self.mean, n / (self.count + n)
+        self.var += share * (var - self.var + (1 - share) * delta**2)
+        self.mean += share * delta
+        self.count += n
+
+    def forward(self, x):
+        return ((x - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10, 10)
+
+
+def gae(reward, value, terminated, done, gamma, gae_lambda):
+    """Generalised advantage estimates (GAE eq. 16), which bootstrap at time limits; all (T, N), but value (T+1, N).
+    delta[t] = reward[t] + gamma (1 - terminated[t]) value[t+1] - value[t]
+    advantage[t] = delta[t] + gamma lambda (1 - done[t]) advantage[t+1],  done = terminated or truncated
+    """
+    delta = reward + gamma * (1 - terminated) * value[1:] - value[:-1]
+    decay = gamma * gae_lambda * (1 - done)
+    advantage = torch.zeros_like(value)  # advantage[T] = 0
+    for t in reversed(range(len(delta))):
+        advantage[t] = delta[t] + decay[t] * advantage[t + 1]
+    return advantage[:-1]
+
+
+def policy_loss(log_prob, advantage):
+    """-E[log pi(a|s) A]; minus its gradient is the policy gradient (Sutton et al. 2000); (B,) -> ()"""
+    return -(log_prob * advantage).mean()
+
+
+def value_loss(value, returns):
+    """E[(V(s) - R)^2] / 2 (L^VF of PPO, halved); (B,) -> ()"""
+    return nn.functional.mse_loss(value, returns) / 2
+
+
+def loss(agent, batch, args):
+    """The loss of a batch -> (), and metrics."""
+    obs, action, advantage, returns = batch
+    log_prob, entropy = agent.log_prob(obs, action)
+    l_policy = policy_loss(log_prob, advantage)
+    l_value = value_loss(agent.value(obs), returns)
+    metrics = {"policy_loss": l_policy, "value_loss": l_value, "entropy": entropy.mean()}
+    return l_policy + args.vf_coef * l_value - args.ent_coef * metrics["entropy"], metrics
+
+
+def work(run, args, shared, optimizer, counts, lock, meeting, news):
+    """Pull the weights, act for T steps, push the gradient; repeat until the end (A3C algorithm S3)."""
+    agent = Agent(run.envs, args)
+    while True:
+        if counts[0] >= counts[2]:
+            meeting.wait()
+            run.needs_reset = True
+            if counts[0] >= counts[3]:
+                return
+        # Pull and act.
+        agent.load_state_dict(shared.state_dict())
+        run.step, updates_before = counts[:2].tolist()
+        fraction_left = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
+        optimizer.param_groups[0]["lr"] = args.learning_rate * fraction_left
+        if run.needs_reset:  # at the start and after each checkpoint
+            obs, real = run.reset(), torch.ones(args.num_envs, dtype=torch.bool, device=run.device)
+        steps = []
+        for _ in range(args.num_steps):
+            action = agent.act(obs)
+            next_obs, reward, terminated, done = run.env_step(action)
+            steps.append((obs, action, reward, terminated, done, real))
+            obs, real = next_obs, done == 0  # the step after an episode's end only resets: it is not real
+        all_obs, action, reward, terminated, done, reals = (torch.stack(x) for x in zip(*steps, strict=True))
+
+        # Targets.
+        with torch.no_grad():
+            value = agent.value(torch.cat([all_obs, obs[None]]))
+            advantage = gae(reward, value, terminated, done, args.gamma, args.gae_lambda)
+            rollout = [x[reals] for x in (all_obs, action, advantage, advantage + value[:-1])]
+
+        # Push, without a lock (Hogwild).
+        metrics = run.backward(loss, agent, rollout, args)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        require(metrics["grad_norm"].isfinite(), "gradient not finite")
+        for p, own in zip(shared.parameters(), agent.parameters(), strict=True):
+            p.grad, own.grad = own.grad, None
+        optimizer.step()
+        metrics["explained_variance"] = 1 - rollout[2].var(correction=0) / rollout[3].var(correction=0).clamp(min=1e-8)
+        with lock:
+            if args.norm_obs:
+                shared.norm_obs.update(rollout[0])
+            metrics["staleness"] = counts[1] - updates_before  # by others since the pull
+            counts[:2] += torch.tensor([reals.numel(), 1])
+        news.put(({k: v.numpy() for k, v in metrics.items()}, run.envs.return_queue, run.envs.length_queue))
+
+
+def start_worker(index, args, *shared):
+    """A worker process. Ctrl-C is for the main process; its death or SIGTERM ends this one."""
+    signal.signal(signal.SIGINT, lambda *_: mp.parent_process().is_alive() or sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    shared[-1].cancel_join_thread()
+    with Run(args) as run:
+        run.rank = index
+        work(run, args, *shared)
+
+
+def learn(run, args):
+    """Start the workers; log; at a checkpoint copy the weights while they wait."""
+    require(args.device in ("auto", "cpu"), f"--device {args.device}: it runs on the CPU")
+    require(not dist.is_initialized(), "not for torchrun: give --num-workers")
+    require("__file__" in globals(), "a cell cannot start processes: save the file and import it")
+    args, num_workers = replace(args, device="cpu"), args.num_workers or os.cpu_count()
+    agent = Agent(run.envs, args).share_memory()
+    # With Adam's default eps, noise becomes whole steps where advantages vanish.
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
+    run.start(agent=agent, optimizer=optimizer)
+    for p in agent.parameters():  # else each process makes its own
+        state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        optimizer.state[p] = {k: v.share_memory_() for k, v in (state | optimizer.state[p]).items()}
+    counts = torch.tensor([run.step, 0, 0, args.total_timesteps]).share_memory_()  # steps, updates, next meeting, end
+    counts[2] = min(run.step + args.checkpoint_every, args.total_timesteps)
+    spawn = mp.get_context("spawn")  # fork copies locks that threads hold
+    meeting, news = spawn.Barrier(num_workers + 1), spawn.Queue()
+    shared = args, agent, optimizer, counts, spawn.Lock(), meeting, news
+    workers = mp.start_processes(start_worker, shared, num_workers, join=False)
+    run.callback(lambda: [w.join(2) or w.terminate() for w in workers.processes])
+    state, metrics = run.state, {}
+    while run.step < args.total_timesteps:
+        while meeting.n_waiting < num_workers:
+            try:
+                workers.join(timeout=0.01)
+            except Exception as error:
+                raise RunError(f"worker {error.error_index}: {str(error).splitlines()[-1]}") from error
+            if Run.signal:
+                counts[2:] = 0
+            elif not news.empty():
+                metrics, run.envs.return_queue, run.envs.length_queue = news.get()
+                run.step = min(counts[0].item(), counts[2].item() - 1)
+                run.log_and_save(metrics, optimizer)
+        run.step, run.state = counts[0].item(), copy.deepcopy(state)
+        counts[2] = min(run.step + args.checkpoint_every, args.total_timesteps)
+        meeting.wait()
+        run.log_and_save(metrics, optimizer)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The algorithm ends here. Below is what every run needs, the same in every script.
+
+
+class RunError(Exception):
+    """The run cannot start or go on."""
+
+
+def require(good, message):
+    if not good:
+        raise RunError(message)
+
+
+def make_envs(args, num_envs, training=True, **kwargs):
+    """Environments; a Box of actions is rescaled to [-1, 1] if bounded, else clipped."""
+    envs = None
+    try:
+        envs = make_vec(args, num_envs, training, **json.loads(args.env_kwargs) | kwargs)
+        obs, actions, mode = envs.single_observation_space, envs.single_action_space, envs.metadata["autoreset_mode"]
+        box = isinstance(actions, Box) and actions.dtype.kind == "f"
+        require(isinstance(obs, Box), f"observations {obs} cannot be flattened")
+        require(box or (isinstance(actions, Discrete) and actions.start == 0), f"actions {actions} are not supported")
+        require(mode == gym.vector.AutoresetMode.NEXT_STEP, f"{mode} is not NEXT_STEP")
+    except Exception as error:
+        if envs:
+            envs.close()
+        raise RunError(f"--env-id {args.env_id} {args.env_kwargs}: {str(error) or repr(error)}") from error
+    if box and actions.is_bounded():
+        low, high, unit = actions.low, actions.high, Box(-1, 1, actions.shape)
+        envs = wrappers.TransformAction(envs, lambda a: (low + (a + 1) / 2 * (high - low)).clip(low, high), None, unit)
+    elif box:
+        envs = wrappers.TransformAction(envs, lambda a: a.clip(actions.low, actions.high))
+    return wrappers.RecordEpisodeStatistics(envs, buffer_length=20, stats_key="run")
+
+
+def evaluate(agent, args, episodes, video=None):
+    """Returns of the greedy policy, one episode in each environment -> (episodes,)."""
+    envs = make_envs(args, episodes, training=False, **({"render_mode": "rgb_array"} if video else {}))
+    with closing(wrappers.RecordVideo(envs, str(video)) if video else envs) as envs:
+        obs, returns, done = envs.reset(seed=args.seed % 2**30)[0], np.zeros(episodes), np.zeros(episodes, bool)
+        device, step = next(agent.parameters()).device, 0
+        while not done.all() and step < 30_000:
+            require(not Run.signal, "stopped")
+            action = agent.act(torch.as_tensor(obs, dtype=torch.float32, device=device), greedy=True).cpu().numpy()
+            obs, reward, terminated, truncated, _ = envs.step(action.reshape(envs.action_space.shape))
+            returns += np.where(done, 0, reward)
+            done |= terminated | truncated
+            step += 1
+    if not done.all():
+        print(f"{NAME}.py: {(~done).sum()} of {episodes} episodes were cut at {step} steps", file=sys.stderr)
+    return returns
+
+
+def read(folder):
+    """The checkpoint in a folder. Its last 32 bytes are the rest's SHA-256; nothing in it is executed."""
+    path = Path(folder, "checkpoint.pt")
+    try:
+        content = path.read_bytes()
+        require(hashlib.sha256(content[:-32]).digest() == content[-32:], "it is damaged")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        require(checkpoint["script"] == NAME, f"{checkpoint['script']}.py saved it")
+        return checkpoint | {"args": Args(**checkpoint["args"] | {"resume": "", "evaluate": ""})}
+    except Exception as error:
+        raise RunError(f"cannot load {path}: {error}"[:300]) from error
+
+
+def load(folder):
+    """The agent of a run, on the CPU, and its flags. An action a in [-1, 1] means low + (a + 1) / 2 * (high - low)."""
+    checkpoint = read(folder)
+    with closing(make_envs(checkpoint["args"], 1)) as envs:
+        agent = Agent(envs, checkpoint["args"])
+    agent.load_state_dict(checkpoint["state"][0]["agent"])
+    return agent, checkpoint["args"]
+
+
+def rank_mean(*tensors):
+    """Means over processes, in place; returns the first."""
+    if dist.is_initialized():
+        flat = torch.cat([x.flatten() for x in tensors])
+        dist.all_reduce(flat, dist.ReduceOp.AVG)
+        for x, mean in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(mean.view_as(x))
+    return tensors[0]
+
+
+def backward(loss, agent, batch, args):
+    """Compute the gradient of a loss, averaged over processes -> metrics."""
+    total, metrics = loss(agent, batch, args)
+    total.backward()
+    if dist.is_initialized():
+        rank_mean(*[p.grad for p in agent.parameters() if p.grad is not None])
+    return {k: v.detach() for k, v in metrics.items()}
+
+
+class Run(ExitStack):
+    """Environments, progress, log and checkpoints of a training."""
+
+    signal = 0  # main sets it: save and stop
+
+    def __init__(self, args):
+        super().__init__()
+        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        require(args.device in ("auto", "cpu", found.type), f"--device {args.device}: there is only {found.type}")
+        self.device = torch.device(found if args.device == "auto" else args.device)
+        if dist.is_torchelastic_launched() and not dist.is_initialized():
+            dist.init_process_group(timeout=99 * dist.default_pg_timeout)
+            self.callback(dist.destroy_process_group)  # its threads abort the exit
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        torch.set_num_threads(args.num_threads)
+        torch.set_float32_matmul_precision(args.matmul_precision)
+        torch.manual_seed(args.seed)
+        self.args, self.step, self.saved, self.seconds, self.needs_reset = args, 0, 0, 0.0, True
+        self.backward = backward
+        if args.compile:
+            torch.compiler.reset()
+            torch._dynamo.config.trace_autograd_ops = True  # one graph, forward and backward
+            self.backward = torch.compile(backward, fullgraph=True, options={"fallback_random": True})
+        self.envs = self.enter_context(closing(make_envs(args, args.num_envs)))
+
+    def start(self, **state):
+        """Name what a checkpoint holds, load it to resume, open the log."""
+        args, self.state, self.folder = self.args, state, Path(self.args.resume)
+        if args.resume:
+            saved = read(self.folder)
+            self.step = self.saved = saved["step"]
+            self.seconds, states = saved["seconds"], saved["state"]
+            require(len(states) == self.ranks, f"{self.folder} has {len(states)} processes, not {self.ranks}")
+            for name, part in state.items():
+                flags = {k: v for k, v in part.state_dict().items() if k == "param_groups"}  # an optimizer's
+                try:
+                    part.load_state_dict(states[self.rank][name] | flags)
+                except (RuntimeError, ValueError) as error:
+                    raise RunError(f"these flags do not fit {self.folder}: {error}"[:300]) from error
+        name, second = f"{args.env_id.replace('/', '-').replace(':', '-')}__{NAME}__{args.seed}", int(time.time())
+        while not args.resume and self.folder.exists():
+            self.folder, second = Path(f"runs/{name}__{second}"), second + 1
+        if self.rank == 0:
+            self.writer = self.enter_context(SummaryWriter(self.folder, purge_step=self.step + 1))
+            style = {"unit": " steps", "mininterval": 0.1 if sys.stderr.isatty() else 30}
+            self.bar = self.enter_context(tqdm(total=args.total_timesteps, initial=self.step, **style))
+        self.began = time.perf_counter() - self.seconds
+
+    def reset(self):
+        """Seed everything by (seed, step, rank) and reset the environments -> obs (N, D)."""
+        self.needs_reset = False
+        seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            set_seed(seed)
+        obs = torch.tensor(self.envs.reset(seed=seed)[0], dtype=torch.float32, device=self.device)
+        require(obs.isfinite().all(), "an observation is not finite")
+        return obs
+
+    def env_step(self, action):
+        """Step the environments -> obs (N, D), and reward, terminated, done (N,)."""
+        action = action.cpu().numpy().reshape(self.envs.action_space.shape)
+        obs, reward, terminated, truncated, _ = self.envs.step(action)
+        self.step += len(obs) * self.ranks
+        row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
+        require(np.isfinite(row).all(), "an observation or reward is not finite")
+        row = torch.as_tensor(row, device=self.device)
+        return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
+
+    def log_and_save(self, metrics, optimizer):
+        """Log; save and evaluate when it is time; stop at a signal."""
+        args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
+        tags = {f"losses/{k}": v.item() for k, v in metrics.items()}
+        require(all(map(math.isfinite, tags.values())), f"not finite: {tags}")
+        stop = not ended and rank_mean(torch.tensor(float(Run.signal), device=self.device)) > 0
+        save = ended or stop or self.step - self.saved >= args.checkpoint_every
+        if self.rank == 0 and (save or self.step - self.bar.n >= args.total_timesteps / 500):
+            tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
+            if self.envs.return_queue:
+                tags["charts/episodic_return"] = np.mean(self.envs.return_queue)
+                tags["charts/episodic_length"] = np.mean(self.envs.length_queue)
+                self.bar.set_postfix_str(f"return {tags['charts/episodic_return']:.1f}", refresh=False)
+            for tag in tags:
+                self.writer.add_scalar(tag, tags[tag], self.step)
+            self.bar.update(self.step - self.bar.n)
+        if not save:
+            return
+        states = [{name: part.state_dict() for name, part in self.state.items()}] * self.ranks
+        if self.ranks > 1:
+            dist.gather_object(states[0], None if self.rank else states)
+        if self.rank == 0:
+            saved = {"script": NAME, "args": vars(args), "step": self.step, "seconds": self.seconds, "state": states}
+            with open(self.folder / "checkpoint.tmp", "w+b") as file:
+                torch.save(saved, file)
+                file.seek(0)
+                file.write(hashlib.file_digest(file, "sha256").digest())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.folder / "checkpoint.pt")
+        self.saved, self.needs_reset = self.step, True
+        require(not stop, "stopped")
+        if self.rank == 0 and args.eval_episodes and not ended:
+            returns = evaluate(self.state["agent"], args, args.eval_episodes)
+            self.writer.add_scalar("charts/eval_return", returns.mean(), self.step)
+
+
+def report(agent, args, step, seconds, folder):
+    """Evaluate, print the last line, film if asked -> mean return."""
+    returns = evaluate(agent, args, args.eval_episodes) if args.eval_episodes else np.array([math.nan])
+    score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({args.eval_episodes} episodes)"
+    print(f"{score} | {step} steps | {seconds:.1f} s | {step / seconds:.0f} steps/s | {folder}", flush=True)
+    if args.capture_video:
+        evaluate(agent, args, 1, Path(folder, "video"))
+    return returns.mean()
+
+
+def train(args, merge=True):
+    """Train by these flags -> agent. With resume or evaluate, that run's flags replace defaults."""
+    if (folder := args.resume or args.evaluate) and merge:
+        given = {k: v for k, v in vars(args).items() if v != getattr(Args, k)}
+        args = replace(read(folder)["args"], **given)
+    low = dict(num_steps=2, num_workers=0, seed=0, learning_starts=0, eval_episodes=0, initial_std=1e-6, alpha=1e-6)
+    high = dict(gamma=1, gae_lambda=1, tau=1, num_threads=1024, seed=2**62)
+    for name, value in vars(args).items():
+        kind = type(getattr(Args, name))
+        least, most = low.get(name, int(kind is int)), high.get(name, 1e100)
+        good = kind is str or (least <= value <= most and kind(value) == value)
+        require(good, f"--{name.replace('_', '-')} {value} is not a {kind.__name__} from {least} to {most}")
+    require(not args.resume or not args.evaluate, "give --resume or --evaluate, not both")
+    args = replace(args, **{k: type(getattr(Args, k))(v) for k, v in vars(args).items()})
+    if args.evaluate:
+        checkpoint, (agent, _) = read(folder), load(folder)
+        require(args.env_id == checkpoint["args"].env_id, f"{folder} has another --env-id")
+        report(agent, args, checkpoint["step"], checkpoint["seconds"], folder)
+        return agent
+    with Run(args) as run:
+        try:
+            learn(run, args)
+            if run.rank == 0:
+                run.bar.close()
+                mean = report(run.state["agent"], args, run.step, run.seconds, run.folder)
+                run.writer.add_scalar("charts/eval_return", mean, run.step)
+        except Exception as error:
+            hint = f"--resume {run.folder} continues from {run.saved}" if run.saved else "no checkpoint was saved"
+            error.add_note(f"(step {run.step}; {hint})")
+            raise
+    return run.state["agent"]
+
+
+def main():
+    """Train by the command line. Ctrl-C saves and stops; bad input is one line and exit status 2."""
+
+    def on_signal(number, frame):
+        if Run.signal:
+            os._exit(128 + number)  # the second ends it
+        Run.signal = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # for --async-envs
+    sys.path.append(os.getcwd())  # for --env-id module:Id
+    try:
+        args = tyro.cli(Args, description=__doc__)
+        if folder := args.resume or args.evaluate:
+            args = tyro.cli(Args, default=read(folder)["args"])
+        train(args, merge=False)
+    except RunError as error:
+        print(*f"{NAME}.py: error: {error} {' '.join(getattr(error, '__notes__', ()))}".split(), file=sys.stderr)
+        sys.exit(128 + Run.signal if Run.signal else 2)
+
+
+if __name__ == "__main__":
+    main()
