@@ -126,7 +126,7 @@ def test_alpha_loss_aims_at_minus_one_nat_for_each_action_dimension():
 
 
 @EACH_SCRIPT
-def test_loss_of_a_batch_is_the_mean_over_its_transitions(script):
+def test_loss_and_metrics_of_a_batch_are_means_over_its_transitions(script):
     """(B,) minus (B, 1) is (B, B): it would compare each transition with every other one."""
     module, args, agent = make(script)
     batch = batch_of(7)
@@ -134,8 +134,10 @@ def test_loss_of_a_batch_is_the_mean_over_its_transitions(script):
         for objective in (module.critic_objective, module.actor_objective):
             total, metrics = objective(agent, batch, args)
             assert all(metric.shape == () for metric in metrics.values())
-            alone = [objective(agent, [x[i : i + 1] for x in batch], args)[0] for i in range(7)]
-            close(total, torch.stack(alone).mean())
+            alone = [objective(agent, [x[i : i + 1] for x in batch], args) for i in range(7)]
+            close(total, torch.stack([total_alone for total_alone, _ in alone]).mean())
+            for name, metric in metrics.items():
+                close(metric, torch.stack([metrics_alone[name] for _, metrics_alone in alone]).mean())
 
 
 @EACH_SCRIPT
