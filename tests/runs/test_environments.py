@@ -240,12 +240,13 @@ def test_evaluation_is_greedy_and_leaves_the_generators_alone(script, spy):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_endless_evaluation_is_cut_and_says_so(capsys):
+@EACH_FAMILY
+def test_endless_evaluation_is_cut_and_says_so(script, capsys):
     """Episodes of odd seeds never end; the other one ends after 3 steps."""
-    module, args = import_module("ppo"), parse("ppo", "--env-id", "cases:Forever-v0", "--seed", 2)
+    module, args = import_module(script), parse(script, "--env-id", "cases:Forever-v0", "--seed", 2)
     agent = module.Agent(module.make_envs(args, 1), args)
     assert module.evaluate(agent, args, 2).tolist() == [3, 30_000]
-    assert capsys.readouterr().err == "ppo.py: 1 of 2 episodes were cut at 30000 steps\n"
+    assert capsys.readouterr().err == f"{script}.py: 1 of 2 episodes were cut at 30000 steps\n"
 
 
 @EACH_FAMILY
