@@ -233,7 +233,7 @@ def work(run, args, shared, optimizer, counts, lock, meeting, news):
 
 def start_worker(index, args, *shared):
     """A worker process. Ctrl-C is for the main process; its death or SIGTERM ends this one."""
-    signal.signal(signal.SIGINT, lambda *_: mp.parent_process().is_alive() or sys.exit(1))
+    signal.signal(signal.SIGINT, lambda *_: mp.parent_process().is_alive() or os._exit(1))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     shared[-1].cancel_join_thread()
     with Run(args) as run:
@@ -242,8 +242,8 @@ def start_worker(index, args, *shared):
 
 
 def learn(run, args):
-    """Start the workers; log; at a checkpoint copy the weights while they wait."""
-    require(args.device in ("auto", "cpu"), f"--device {args.device}: it runs on the CPU")
+    """Start workers; log; at a checkpoint copy the weights while they wait."""
+    require(args.device in ("auto", "cpu"), f"--device {args.device}: CPU only")
     require(not dist.is_initialized(), "not for torchrun: give --num-workers")
     require("__file__" in globals(), "a cell cannot start processes: save the file and import it")
     args, num_workers = replace(args, device="cpu"), args.num_workers or os.cpu_count()
@@ -256,16 +256,16 @@ def learn(run, args):
         optimizer.state[p] = {k: v.share_memory_() for k, v in (state | optimizer.state[p]).items()}
     counts = torch.tensor([run.step, 0, 0, args.total_timesteps]).share_memory_()  # steps, updates, next meeting, end
     counts[2] = min(run.step + args.checkpoint_every, args.total_timesteps)
-    spawn = mp.get_context("spawn")  # fork copies locks that threads hold
+    spawn = mp.get_context("spawn")  # fork copies held locks
     meeting, news = spawn.Barrier(num_workers + 1), spawn.Queue()
     shared = args, agent, optimizer, counts, spawn.Lock(), meeting, news
     workers = mp.start_processes(start_worker, shared, num_workers, join=False)
-    run.callback(lambda: [w.join(2) or w.terminate() for w in workers.processes])
+    run.callback(lambda: [w.join(2) or w.terminate() or w.join(2) or w.kill() for w in workers.processes])
     state, metrics = run.state, {}
     while run.step < args.total_timesteps:
         while meeting.n_waiting < num_workers:
             try:
-                workers.join(timeout=0.01)
+                workers.join(timeout=0.01, grace_period=2)
             except Exception as error:
                 raise RunError(f"worker {error.error_index}: {str(error).splitlines()[-1]}") from error
             if Run.signal:

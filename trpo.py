@@ -49,7 +49,7 @@ class Args:
     async_envs: bool = False  # a process for each environment
     total_timesteps: int = 100_000  # environment steps in all
     num_steps: int = 16  # T, steps of each environment in a rollout
-    learning_rate: float = 3e-3  # step size of Adam
+    learning_rate: float = 3e-3  # step size of Adam, for the value
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 1.0  # lambda of GAE: 0 is the TD error, 1 the whole return
     max_kl: float = 0.01  # delta, largest mean KL divergence of an update
@@ -239,7 +239,7 @@ def update_policy(agent, obs, action, advantage, old_log_prob, old, args):
 
 def loss(agent, batch, args):
     """The loss of a batch -> (), and metrics."""
-    l_value = value_loss(agent.value(batch[0]), batch[3])
+    l_value = value_loss(agent.value(batch[0]), batch[3])  # obs, returns
     return l_value, {"value_loss": l_value}
 
 

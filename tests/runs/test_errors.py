@@ -365,6 +365,17 @@ def test_diverging_run_stops(script, folder):
 
 
 @EACH_FAMILY
+def test_metric_that_is_not_finite_stops_the_run(script, folder, monkeypatch):
+    """Weights that it comes from are not saved, although observations and rewards are still finite."""
+    module, row = import_module(script), SCRIPTS[script]
+    backward = module.backward
+    monkeypatch.setattr(module, "backward", lambda *args: backward(*args) | {"loss": torch.tensor(torch.nan)})
+    with pytest.raises(module.RunError, match="not finite"):
+        train(script, *row.short, "--total-timesteps", 10 * row.period)
+    assert not list(folder.glob("runs/*/checkpoint.pt"))
+
+
+@EACH_FAMILY
 @pytest.mark.parametrize(
     ("env_id", "error", "words"),
     [("Raises-v0", RuntimeError, "the simulator broke"), ("WrongShape-v0", ValueError, "shape")],

@@ -20,7 +20,7 @@ CRITICS = ("reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
 EVERY_FLAG = "env_kwargs async_envs gamma seed device num_threads matmul_precision compile checkpoint_every"
 EVERY_FLAG += " eval_episodes capture_video resume evaluate"
 FAMILY_FLAGS = "env_id hidden_size"  # with another default in each family
-ON_POLICY_FLAGS = f"{FAMILY_FLAGS} learning_rate initial_std"
+ON_POLICY_FLAGS = f"{FAMILY_FLAGS} initial_std"
 OFF_POLICY_FLAGS = f"{FAMILY_FLAGS} num_envs tau buffer_size batch_size learning_starts utd"
 ROLLOUT_FLAGS = "num_steps norm_obs"
 # A block is a function, a class, a method (Class.method), or a flag (Args.name). These scripts share it.
@@ -31,7 +31,7 @@ SHARED = [
     *[(f"Args.{name}", ROLLOUTS) for name in ROLLOUT_FLAGS.split()],
     *[(f"Args.{name}", ("a2c", "ppo", "a3c")) for name in ("ent_coef", "vf_coef", "max_grad_norm")],
     ("Args.norm_reward", ("a2c", "ppo", "trpo")),
-    *[(block, ON_POLICY[:5]) for block in ("Args.anneal_lr", "Agent.log_prob")],
+    *[(block, ON_POLICY[:5]) for block in ("Args.learning_rate", "Args.anneal_lr", "Agent.log_prob")],
     *[(f"Args.{name}", ("reinforce", "reinforce_baseline")) for name in ("num_envs", "total_timesteps")],
     *[(f"Args.{name}", ("ddpg", "td3")) for name in ("learning_rate", "exploration_noise")],
     ("Args.norm_adv", ("reinforce_baseline", "ppo")),
