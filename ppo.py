@@ -29,11 +29,11 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.distributed as dist
+import torch.distributed.nn  # later, it would keep the group
 import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import vector as wrappers
-from torch import nn
+from torch import distributed as dist, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -300,7 +300,7 @@ def evaluate(agent, args, episodes, video=None):
 
 
 def read(folder):
-    """The checkpoint in a folder. Its last 32 bytes are the rest's SHA-256; nothing in it is executed."""
+    """The checkpoint in a folder. Its last 32 bytes are the rest's SHA-256; nothing in it runs."""
     path = Path(folder, "checkpoint.pt")
     try:
         content = path.read_bytes()
@@ -341,7 +341,7 @@ def backward(loss, agent, batch, args):
 
 
 class Run(ExitStack):
-    """Environments, progress, log and checkpoints of a training."""
+    """Environments, progress, log and checkpoints of a run."""
 
     signal = 0  # main sets it: save and stop
 
@@ -352,7 +352,7 @@ class Run(ExitStack):
         self.device = torch.device(found if args.device == "auto" else args.device)
         if dist.is_torchelastic_launched() and not dist.is_initialized():
             dist.init_process_group(timeout=99 * dist.default_pg_timeout)
-            self.callback(dist.destroy_process_group)  # its threads abort the exit
+            self.callback(dist.destroy_process_group)
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.set_num_threads(args.num_threads)
         torch.set_float32_matmul_precision(args.matmul_precision)
@@ -389,7 +389,7 @@ class Run(ExitStack):
         self.began = time.perf_counter() - self.seconds
 
     def reset(self):
-        """Seed everything by (seed, step, rank) and reset the environments -> obs (N, D)."""
+        """Seed all by (seed, step, rank) and reset the environments -> obs (N, D)."""
         self.needs_reset = False
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -499,14 +499,14 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # for --async-envs
-    sys.path.append(os.getcwd())  # for --env-id module:Id
+    sys.path.append(os.getcwd())  # for module:Id
     try:
         args = tyro.cli(Args, description=__doc__)
         if folder := args.resume or args.evaluate:
             args = tyro.cli(Args, default=read(folder)["args"])
         train(args, merge=False)
-    except RunError as error:
-        print(*f"{NAME}.py: error: {error} {' '.join(getattr(error, '__notes__', ()))}".split(), file=sys.stderr)
+    except RunError as exc:
+        print(" ".join(f"{NAME}.py: error: {exc} {' '.join(getattr(exc, '__notes__', ()))}".split()), file=sys.stderr)
         sys.exit(128 + Run.signal if Run.signal else 2)
 
 

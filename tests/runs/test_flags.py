@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness import SCRIPTS, end, train
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", "CartPol-v1", "probes:NoSuch-v0", "no_such:Id", "probes:SameStep-v0"]
 ENVIRONMENTS += ["probes:UnboundedActionReward-v0", "probes:ActsInMatrix-v0", "", ":", "a:b:c", ".:x", "os:", "/", "-"]

@@ -130,6 +130,15 @@ def test_statistics_are_of_all_processes(script, of_two):
         torch.testing.assert_close(torch.tensor(found), torch.tensor([[4.0, 5.0], [4.0, 5.0]]))
 
 
+@NEEDS_PROC
+@pytest.mark.parametrize("script", ["td3", "trpo"])
+def test_run_leaves_no_thread_of_its_process_group(script, tmp_path):
+    """Such a thread sometimes aborts a process that has finished: torchrun then reports a failure."""
+    flags = (*SCRIPTS[script].short, "--total-timesteps", 10 * SCRIPTS[script].period)
+    status, _, stderr = run("tests/helpers/threads", script, *flags, cwd=tmp_path, launcher=TORCHRUN)
+    assert status == 0, stderr
+
+
 def rank_of(pid):
     """The rank that torchrun gave to a process."""
     return int(re.search(r"(?:^|\0)RANK=(\d)", Path(f"/proc/{pid}/environ").read_text())[1])
