@@ -48,7 +48,7 @@ class Args:
     num_envs: int = 32  # N, environments side by side
     async_envs: bool = False  # a process for each environment
     total_timesteps: int = 100_000  # environment steps in all
-    num_steps: int = 16  # T, steps of each environment in a rollout
+    num_steps: int = 32  # T, steps of each environment in a rollout
     learning_rate: float = 3e-3  # step size of Adam, for the value
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 1.0  # lambda of GAE: 0 is the TD error, 1 the whole return

@@ -20,6 +20,7 @@ from typing import Literal
 
 import gymnasium as gym
 import numpy as np
+import sb3_contrib
 import stable_baselines3
 import torch
 import tyro
@@ -35,7 +36,7 @@ NOISES = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckAc
 
 @dataclass
 class Args:
-    algorithm: Literal["ppo", "a2c", "ddpg", "td3", "sac"] = "ppo"  # of Stable-Baselines3
+    algorithm: Literal["ppo", "a2c", "trpo", "ddpg", "td3", "sac"] = "ppo"  # of Stable-Baselines3, or sb3-contrib
     env_id: str = "CartPole-v1"  # environment: an id that gymnasium knows, or module:Id to import one
     seed: int = 1  # the same seed and flags give the same bits on a CPU
     total_timesteps: int = 100_000  # environment steps in all, summed over environments
@@ -100,7 +101,8 @@ def make_model(args):
     if args.evaluate and args.algorithm in OFF_POLICY:
         hyper["buffer_size"] = 1
     try:
-        algorithm = getattr(stable_baselines3, args.algorithm.upper())
+        package = sb3_contrib if args.algorithm == "trpo" else stable_baselines3
+        algorithm = getattr(package, args.algorithm.upper())
         return algorithm("MlpPolicy", envs, seed=args.seed, device=args.device, **hyper)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         refuse(True, f"{args.algorithm} on {args.env_id} with --hyper {args.hyper}: {error}")

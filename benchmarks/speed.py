@@ -109,6 +109,25 @@ A2C_SAME = (
     "--env-id CartPole-v1 --num-envs 8 --num-steps 5 --hidden-size 64 --gamma 0.99 --gae-lambda 1 --no-norm-adv"
     " --learning-rate 7e-4 --no-anneal-lr --ent-coef 0 --max-grad-norm 0.5"
 )
+# The zoo's TRPO has 1,024 steps an update and 0.98 as lambda; here in 8 environments, the value's batch is the rollout
+TRPO_CARTPOLE = {
+    "package": "sb3_contrib",
+    "env_id": "CartPole-v1",
+    "num_envs": 8,
+    "steps": 100_000,
+    "flags": {
+        "policy": "MlpPolicy",
+        "n_steps": 128,
+        "batch_size": 1024,
+        "gae_lambda": 0.98,
+        "cg_max_steps": 10,
+        "n_critic_updates": 20,
+    },
+}
+TRPO_SAME = (
+    "--env-id CartPole-v1 --num-envs 8 --num-steps 128 --hidden-size 64 --gamma 0.99 --gae-lambda 0.98"
+    " --learning-rate 1e-3 --cg-iters 10 --cg-damping 0.1 --max-kl 0.01 --backtrack-iters 10 --vf-epochs 20"
+)
 REPLAY = {
     "env_id": "Pendulum-v1",
     "num_envs": 1,
@@ -174,6 +193,7 @@ SAME_SOLVED = {
 } | {name: REPLAY | {"steps": 10_000, "flags": REPLAY["flags"] | SAME[name]} for name in REPLAY_SOLVED}
 COMPARISONS = [
     Comparison("ppo-equal-sizes", "ppo.py", PPO_SAME, PPO_CARTPOLE | {"algorithm": "PPO"}),
+    Comparison("trpo-equal-sizes", "trpo.py", TRPO_SAME, TRPO_CARTPOLE | {"algorithm": "TRPO"}),
     Comparison("a2c-equal-sizes", "a2c.py", A2C_SAME, A2C_CARTPOLE | {"algorithm": "A2C"}),
     *[
         Comparison(f"{name}-equal-sizes", f"{name}.py", REPLAY_SAME, REPLAY | {"algorithm": name.upper()}, threads=2)
@@ -221,7 +241,9 @@ def run_ours(comparison, side, seed, threads, args):
         clock = common.read_clock(run_folder)
         solved = None if comparison.solved is None else common.solved_at(run_folder, comparison.solved)
         floor = {}
-        if comparison.solved is None and side != "old":
+        if (
+            comparison.solved is None and side != "old" and comparison.script != "trpo.py"
+        ):  # one of its updates has many products
             floor = json.loads(run([command[0], str(FLOOR), *command[1:]], folder, threads)[0])
         steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate more
         half = min((step for step in clock if step >= steps / 2), default=None)
@@ -241,10 +263,10 @@ def run_ours(comparison, side, seed, threads, args):
 def run_theirs(comparison, package, seed, threads, args):
     """Train a peer once -> a row's measurements; where solved is asked for, it stops when it is."""
     steps = (args.steps if comparison.solved is None else 0) or comparison.peer["steps"]
-    spec = {"package": package, "steps": steps, "solved": comparison.solved, "seed": seed, "threads": threads}
-    spec["matmul_precision"] = args.matmul_precision
+    spec = {"steps": steps, "solved": comparison.solved, "seed": seed, "threads": threads}
+    spec |= {"matmul_precision": args.matmul_precision, "device": args.device}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(PEER), json.dumps(comparison.peer | spec | {"device": args.device})]
+        command = [sys.executable, str(PEER), json.dumps({"package": package} | comparison.peer | spec)]
         line, began, peak = run(command, folder, threads)
     result = json.loads(line)
     return result | {"startup_seconds": result["began"] - began, "peak_rss_mb": peak}
@@ -266,9 +288,9 @@ def finish_row(result):
 
 
 def sides_of(comparison, args):
-    """Who takes turns: SBX has no A2C and is measured on the CPU alone."""
-    missing = {"sbx"} if comparison.script == "a2c.py" or args.device == "cuda" else set()
-    missing |= {"old"} if args.old is None else set()
+    """Who takes turns: SBX has no A2C and no TRPO, the first edition no TRPO; SBX is measured on the CPU alone."""
+    missing = {"sbx"} if comparison.script in ("a2c.py", "trpo.py") or args.device == "cuda" else set()
+    missing |= {"old"} if args.old is None or comparison.script == "trpo.py" else set()
     return [side for side in SIDES if side in args.sides and side not in missing]
 
 

@@ -22,14 +22,13 @@ EVERY_FLAG += " eval_episodes capture_video resume evaluate"
 FAMILY_FLAGS = "env_id hidden_size"  # with another default in each family
 ON_POLICY_FLAGS = f"{FAMILY_FLAGS} initial_std"
 OFF_POLICY_FLAGS = f"{FAMILY_FLAGS} num_envs tau buffer_size batch_size learning_starts utd"
-ROLLOUT_FLAGS = "num_steps norm_obs"
 # A block is a function, a class, a method (Class.method), or a flag (Args.name). These scripts share it.
 SHARED = [
     *[(f"Args.{name}", SCRIPTS) for name in EVERY_FLAG.split()],
     *[(f"Args.{name}", ON_POLICY) for name in ON_POLICY_FLAGS.split()],
     *[(f"Args.{name}", OFF_POLICY) for name in OFF_POLICY_FLAGS.split()],
-    *[(f"Args.{name}", ROLLOUTS) for name in ROLLOUT_FLAGS.split()],
-    *[(f"Args.{name}", ("a2c", "ppo", "a3c")) for name in ("ent_coef", "vf_coef", "max_grad_norm")],
+    ("Args.norm_obs", ROLLOUTS),
+    *[(f"Args.{name}", ("a2c", "ppo", "a3c")) for name in ("num_steps", "ent_coef", "vf_coef", "max_grad_norm")],
     ("Args.norm_reward", ("a2c", "ppo", "trpo")),
     *[(block, ON_POLICY[:5]) for block in ("Args.learning_rate", "Args.anneal_lr", "Agent.log_prob")],
     *[(f"Args.{name}", ("reinforce", "reinforce_baseline")) for name in ("num_envs", "total_timesteps")],
