@@ -198,7 +198,7 @@ def loss(agent, batch, args):
 def learn(run, args):
     """Act for T steps in N environments, compute targets, update; repeat until total_timesteps."""
     agent = Agent(run.envs, args).to(run.device)
-    # With Adam's default eps, noise becomes whole steps where advantages vanish.
+    # Adam's default eps makes noise whole steps where advantages vanish.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps:
@@ -236,7 +236,7 @@ def learn(run, args):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The algorithm ends here. Below is what every run needs, the same in every script.
+# Below is what every run needs, the same in every script.
 
 
 class RunError(Exception):
@@ -378,7 +378,7 @@ class Run(ExitStack):
         self.began = time.perf_counter() - self.seconds
 
     def reset(self):
-        """Seed all by (seed, step, rank) and reset the environments -> obs (N, D)."""
+        """Seed by (seed, step, rank), reset the environments -> obs (N, D)."""
         self.needs_reset = False
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):

@@ -5,7 +5,7 @@
 """Asynchronous advantage actor-critic (A3C, Mnih et al. 2016, https://arxiv.org/abs/1602.01783).
 
 Maximise  E[log pi(a|s) A] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)], with no gradient through A and R
-with advantage A (GAE, https://arxiv.org/abs/1506.02438; as in A3C at lambda 1), R = A + V(s), entropy H.
+with advantage A (GAE, https://arxiv.org/abs/1506.02438), R = A + V(s), entropy H.
 
     python a3c.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
@@ -61,7 +61,7 @@ class Args:
     norm_obs: bool = False  # normalise observations by running statistics
     hidden_size: int = 64  # units of each hidden layer
     initial_std: float = 1.0  # initial standard deviation of actions
-    seed: int = 1  # the same seed gives the same bits on a CPU
+    seed: int = 1  # with one worker, a seed gives the same bits
     device: str = "auto"  # cpu, cuda, mps or auto
     num_threads: int = 1  # CPU threads of torch
     matmul_precision: str = "highest"  # of matrix products: highest, high or medium
@@ -186,18 +186,18 @@ def loss(agent, batch, args):
 
 
 def work(run, args, shared, optimizer, counts, lock, meeting, news):
-    """Pull the weights, act for T steps, push the gradient; repeat until the end (A3C algorithm S3)."""
+    """Pull the weights, act for T steps, push the gradient; repeat (algorithm S3)."""
     agent = Agent(run.envs, args)
     while True:
         if counts[0] >= counts[2]:
             meeting.wait()
             run.needs_reset = True
-            if counts[0] >= counts[3]:
+            if counts[3]:
                 return
         # Pull and act.
+        run.step, pulled = counts[:2].tolist()
         agent.load_state_dict(shared.state_dict())
-        run.step, updates_before = counts[:2].tolist()
-        fraction_left = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
+        fraction_left = max(0, 1 - run.step / args.total_timesteps) if args.anneal_lr else 1
         optimizer.param_groups[0]["lr"] = args.learning_rate * fraction_left
         if run.needs_reset:  # at the start and after each checkpoint
             obs, real = run.reset(), torch.ones(args.num_envs, dtype=torch.bool, device=run.device)
@@ -226,62 +226,64 @@ def work(run, args, shared, optimizer, counts, lock, meeting, news):
         with lock:
             if args.norm_obs:
                 shared.norm_obs.update(rollout[0])
-            metrics["staleness"] = counts[1] - updates_before  # by others since the pull
+            metrics["staleness"] = counts[1] - pulled  # by others since then
             counts[:2] += torch.tensor([reals.numel(), 1])
-        news.put(({k: v.numpy() for k, v in metrics.items()}, run.envs.return_queue, run.envs.length_queue))
+        metrics = {k: v.numpy() for k, v in metrics.items()}
+        news.put((metrics, optimizer.param_groups[0]["lr"], [*run.envs.return_queue], [*run.envs.length_queue]))
 
 
-def start_worker(index, args, *shared):
+def start_worker(index, args, *common):
     """A worker process. Ctrl-C is for the main process; its death or SIGTERM ends this one."""
     signal.signal(signal.SIGINT, lambda *_: mp.parent_process().is_alive() or os._exit(1))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    shared[-1].cancel_join_thread()
+    common[-1].cancel_join_thread()
     with Run(args) as run:
         run.rank = index
-        work(run, args, *shared)
+        work(run, args, *common)
 
 
 def learn(run, args):
-    """Start workers; log; at a checkpoint copy the weights while they wait."""
+    """Start workers and log. At a checkpoint all meet: weights are copied while they wait."""
     require(args.device in ("auto", "cpu"), f"--device {args.device}: CPU only")
     require(not dist.is_initialized(), "not for torchrun: give --num-workers")
     require("__file__" in globals(), "a cell cannot start processes: save the file and import it")
     args, num_workers = replace(args, device="cpu"), args.num_workers or os.cpu_count()
     agent = Agent(run.envs, args).share_memory()
-    # With Adam's default eps, noise becomes whole steps where advantages vanish.
+    # Adam's default eps makes noise whole steps where advantages vanish.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
-    for p in agent.parameters():  # else each process makes its own
+    for p in agent.parameters():  # else each process has its own
         state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         optimizer.state[p] = {k: v.share_memory_() for k, v in (state | optimizer.state[p]).items()}
-    counts = torch.tensor([run.step, 0, 0, args.total_timesteps]).share_memory_()  # steps, updates, next meeting, end
-    counts[2] = min(run.step + args.checkpoint_every, args.total_timesteps)
+    counts = torch.tensor([run.step, 0, 0, 0]).share_memory_()  # steps, updates, next meeting, is it last
     spawn = mp.get_context("spawn")  # fork copies held locks
     meeting, news = spawn.Barrier(num_workers + 1), spawn.Queue()
-    shared = args, agent, optimizer, counts, spawn.Lock(), meeting, news
-    workers = mp.start_processes(start_worker, shared, num_workers, join=False)
+    common = args, agent, optimizer, counts, spawn.Lock(), meeting, news
+    workers = mp.start_processes(start_worker, common, num_workers, join=False)
     run.callback(lambda: [w.join(2) or w.terminate() or w.join(2) or w.kill() for w in workers.processes])
     state, metrics = run.state, {}
-    while run.step < args.total_timesteps:
+    while not counts[3]:
         while meeting.n_waiting < num_workers:
             try:
                 workers.join(timeout=0.01, grace_period=2)
             except Exception as error:
                 raise RunError(f"worker {error.error_index}: {str(error).splitlines()[-1]}") from error
             if Run.signal:
-                counts[2:] = 0
-            elif not news.empty():
-                metrics, run.envs.return_queue, run.envs.length_queue = news.get()
+                counts[2] = 0
+            while not (Run.signal or news.empty()):
+                metrics, optimizer.param_groups[0]["lr"], run.envs.return_queue, run.envs.length_queue = news.get()
                 run.step = min(counts[0].item(), counts[2].item() - 1)
                 run.log_and_save(metrics, optimizer)
         run.step, run.state = counts[0].item(), copy.deepcopy(state)
         counts[2] = min(run.step + args.checkpoint_every, args.total_timesteps)
+        counts[3] = Run.signal or run.step >= args.total_timesteps
         meeting.wait()
         run.log_and_save(metrics, optimizer)
+        run.state = state
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The algorithm ends here. Below is what every run needs, the same in every script.
+# Below is what every run needs, the same in every script.
 
 
 class RunError(Exception):
@@ -423,7 +425,7 @@ class Run(ExitStack):
         self.began = time.perf_counter() - self.seconds
 
     def reset(self):
-        """Seed all by (seed, step, rank) and reset the environments -> obs (N, D)."""
+        """Seed by (seed, step, rank), reset the environments -> obs (N, D)."""
         self.needs_reset = False
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):

@@ -248,7 +248,7 @@ def learn(run, args):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The algorithm ends here. Below is what every run needs, the same in every script.
+# Below is what every run needs, the same in every script.
 
 
 class RunError(Exception):
@@ -390,7 +390,7 @@ class Run(ExitStack):
         self.began = time.perf_counter() - self.seconds
 
     def reset(self):
-        """Seed all by (seed, step, rank) and reset the environments -> obs (N, D)."""
+        """Seed by (seed, step, rank), reset the environments -> obs (N, D)."""
         self.needs_reset = False
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):

@@ -34,7 +34,7 @@ import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import vector as wrappers
 from torch import distributed as dist, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -120,7 +120,7 @@ class Agent(nn.Module):
             log_probs = output.log_softmax(-1)
             return log_probs.gather(-1, action[..., None]).squeeze(-1), [log_probs]
         z = (action - output) / self.log_std.exp()
-        return -(z**2 / 2 + self.log_std + math.log(2 * math.pi) / 2).sum(-1), [output, self.log_std.expand_as(output)]
+        return -(z**2 / 2 + self.log_std + math.log(2 * math.pi) / 2).sum(-1), [output, self.log_std + 0 * output]
 
     @torch.no_grad()
     def act(self, obs, greedy=False):
@@ -183,13 +183,12 @@ def kl(old, new):
     """KL(pi_old || pi) in each state: of log-probabilities (..., A), or of means and log stds -> (...)"""
     if len(old) == 1:
         return (old[0].exp() * (old[0] - new[0])).sum(-1)
-    (old_mean, old_log_std), (mean, log_std) = old, new
-    z, log_ratio = (old_mean - mean) / log_std.exp(), old_log_std - log_std
+    z, log_ratio = (old[0] - new[0]) / new[1].exp(), old[1] - new[1]
     return ((2 * log_ratio).exp() / 2 + z**2 / 2 - log_ratio - 0.5).sum(-1)
 
 
 def fisher_vector_product(kl_gradient, parameters, damping, vector):
-    """(F + damping I) v with F the Hessian of E[KL] at pi_old: F v is the gradient of (kl_gradient v); (n,) -> (n,)"""
+    """(F + damping I) v with F the Hessian of E[KL] at pi_old: F v is the gradient of kl_gradient . v; (n,) -> (n,)"""
     product = torch.autograd.grad(kl_gradient @ vector, parameters, retain_graph=True, materialize_grads=True)
     return rank_mean(parameters_to_vector(product)) + damping * vector
 
@@ -207,10 +206,11 @@ def conjugate_gradient(product, b, iters):
 
 @torch.no_grad()
 def line_search(objective, parameters, step, max_kl, backtrack_coef, backtrack_iters):
-    """Add step (n,) to the parameters, shortened until the surrogate gains within the bound, else 0 -> metrics"""
+    """Add the first of step, coef step, ... (n,) with a gain and E[KL] <= max_kl, else nothing -> metrics"""
     start = parameters_to_vector(parameters)
     for scale in [*(backtrack_coef**i for i in range(backtrack_iters)), 0]:
-        vector_to_parameters(start + scale * step, parameters)
+        for p, new in zip(parameters, (start + scale * step).split([p.numel() for p in parameters]), strict=True):
+            p.copy_(new.view_as(p))
         gain, divergence = rank_mean(torch.stack(objective()))
         if gain > 0 and divergence <= max_kl:
             break
@@ -223,7 +223,7 @@ def value_loss(value, returns):
 
 
 def update_policy(agent, obs, action, advantage, old_log_prob, old, args):
-    """A step along the natural gradient x = F^-1 g, as long as the bound on E[KL] allows -> metrics."""
+    """A step along x = F^-1 g, g the surrogate's gradient, as far as E[KL] <= delta allows -> metrics."""
 
     def objective():
         log_prob, new = agent.log_prob(obs, action)
@@ -268,10 +268,10 @@ def learn(run, args):
                 reward, G = agent.norm_return.scale(reward, reals, G, args.gamma)
             advantage = gae(reward, value, terminated, done, args.gamma, args.gae_lambda)
             rollout = [x[reals] for x in (all_obs, action, advantage, advantage + value[:-1])]
-            old = agent.log_prob(*rollout[:2])
+            old_log_prob, old = agent.log_prob(*rollout[:2])
 
         # Update.
-        metrics = update_policy(agent, *rollout[:3], *old, args)
+        metrics = update_policy(agent, *rollout[:3], old_log_prob, old, args)
         for _ in range(args.vf_epochs):
             optimizer.zero_grad()
             metrics |= run.backward(loss, agent, rollout, args)
@@ -283,7 +283,7 @@ def learn(run, args):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The algorithm ends here. Below is what every run needs, the same in every script.
+# Below is what every run needs, the same in every script.
 
 
 class RunError(Exception):
@@ -425,7 +425,7 @@ class Run(ExitStack):
         self.began = time.perf_counter() - self.seconds
 
     def reset(self):
-        """Seed all by (seed, step, rank) and reset the environments -> obs (N, D)."""
+        """Seed by (seed, step, rank), reset the environments -> obs (N, D)."""
         self.needs_reset = False
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):

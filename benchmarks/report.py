@@ -31,6 +31,8 @@ COLORS = {
     "reinforce": "#000000",
     "reinforce_baseline": "#E69F00",
     "a2c": "#009E73",
+    "a3c": "#7F3C8D",
+    "trpo": "#999999",
     "ppo": "#0072B2",
     "ddpg": "#CC79A7",
     "td3": "#56B4E9",

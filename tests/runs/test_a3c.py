@@ -48,7 +48,10 @@ def test_updates_of_both_workers_arrive(folder):
     counts = [state["step"].item() for state in saved["state"][0]["optimizer"]["state"].values() if state["step"]]
     assert len(counts) == 12
     assert all(0.9 * result.steps / 32 <= count <= result.steps / 32 for count in counts)
-    assert max(value for _, value in scalars(result.folder)["losses/staleness"]) >= 1
+    log = scalars(result.folder)
+    assert max(value for _, value in log["losses/staleness"]) >= 1
+    rates = [rate for _, rate in log["charts/learning_rate"]]
+    assert 0 <= rates[-1] < rates[0] / 10
 
 
 def test_resumed_run_goes_on_from_its_checkpoint(folder):
@@ -59,6 +62,9 @@ def test_resumed_run_goes_on_from_its_checkpoint(folder):
     assert second.folder == first.folder
     before = saved["state"][0]["agent"]["critic.1.0.weight"]
     assert 0 < (agent.critic[1][0].weight - before).abs().max() < 0.5
+    again, third = train("a3c", "--resume", first.folder, "--total-timesteps", 1280)  # it is finished
+    assert third.steps == second.steps
+    assert torch.equal(again.critic[1][0].weight, agent.critic[1][0].weight)
 
 
 # ---- ends

@@ -21,7 +21,7 @@ RUNS = [
     ("reinforce_baseline", "probes:Pendulum7-v0", ()),
     ("a2c", "CartPole-v1", NORMALISED),
     ("ppo", "Pendulum-v1", NORMALISED),
-    ("trpo", "Pendulum-v1", NORMALISED),
+    ("trpo", "Pendulum-v1", (*NORMALISED, "--num-envs", 1, "--num-steps", 32)),  # with one row, alignment shows in bits
     ("ddpg", "probes:Pendulum7-v0", ("--ou-noise",)),
     ("td3", "Pendulum-v1", ("--buffer-size", 100)),  # it is full early, and turns over
     ("sac", "probes:Pendulum7-v0", ()),

@@ -17,7 +17,7 @@ SCRIPTS = (*ON_POLICY, *OFF_POLICY)
 ROLLOUTS = ("a2c", "ppo", "a3c", "trpo")
 RULE = "\n# -----"
 CRITICS = ("reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
-EVERY_FLAG = "env_kwargs async_envs gamma seed device num_threads matmul_precision compile checkpoint_every"
+EVERY_FLAG = "env_kwargs async_envs gamma device num_threads matmul_precision compile checkpoint_every"
 EVERY_FLAG += " eval_episodes capture_video resume evaluate"
 FAMILY_FLAGS = "env_id hidden_size"  # with another default in each family
 ON_POLICY_FLAGS = f"{FAMILY_FLAGS} initial_std"
@@ -25,6 +25,7 @@ OFF_POLICY_FLAGS = f"{FAMILY_FLAGS} num_envs tau buffer_size batch_size learning
 # A block is a function, a class, a method (Class.method), or a flag (Args.name). These scripts share it.
 SHARED = [
     *[(f"Args.{name}", SCRIPTS) for name in EVERY_FLAG.split()],
+    ("Args.seed", tuple(script for script in SCRIPTS if script != "a3c")),
     *[(f"Args.{name}", ON_POLICY) for name in ON_POLICY_FLAGS.split()],
     *[(f"Args.{name}", OFF_POLICY) for name in OFF_POLICY_FLAGS.split()],
     ("Args.norm_obs", ROLLOUTS),
