@@ -188,12 +188,11 @@ def loss(agent, batch, args):
 def work(run, args, shared, optimizer, counts, lock, meeting, news):
     """Pull the weights, act for T steps, push the gradient; repeat (algorithm S3)."""
     agent = Agent(run.envs, args)
-    while True:
+    while not counts[3]:
         if counts[0] >= counts[2]:
             meeting.wait()
             run.needs_reset = True
-            if counts[3]:
-                return
+            continue
         # Pull and act.
         run.step, pulled = counts[:2].tolist()
         agent.load_state_dict(shared.state_dict())
@@ -228,8 +227,9 @@ def work(run, args, shared, optimizer, counts, lock, meeting, news):
                 shared.norm_obs.update(rollout[0])
             metrics["staleness"] = counts[1] - pulled  # by others since then
             counts[:2] += torch.tensor([reals.numel(), 1])
-        metrics = {k: v.numpy() for k, v in metrics.items()}
-        news.put((metrics, optimizer.param_groups[0]["lr"], [*run.envs.return_queue], [*run.envs.length_queue]))
+        if news.empty():
+            metrics = {k: v.numpy() for k, v in metrics.items()}
+            news.put((metrics, optimizer.param_groups[0]["lr"], [*run.envs.return_queue], [*run.envs.length_queue]))
 
 
 def start_worker(index, args, *common):
@@ -252,7 +252,7 @@ def learn(run, args):
     # Adam's default eps makes noise whole steps where advantages vanish.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
-    for p in agent.parameters():  # else each process has its own
+    for p in agent.parameters():  # else each has its own
         state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         optimizer.state[p] = {k: v.share_memory_() for k, v in (state | optimizer.state[p]).items()}
     counts = torch.tensor([run.step, 0, 0, 0]).share_memory_()  # steps, updates, next meeting, is it last
@@ -270,16 +270,15 @@ def learn(run, args):
                 raise RunError(f"worker {error.error_index}: {str(error).splitlines()[-1]}") from error
             if Run.signal:
                 counts[2] = 0
-            while not (Run.signal or news.empty()):
+            elif not news.empty():
                 metrics, optimizer.param_groups[0]["lr"], run.envs.return_queue, run.envs.length_queue = news.get()
-                run.step = min(counts[0].item(), counts[2].item() - 1)
+                run.step, run.state = min(counts[0].item(), counts[2].item() - 1), state
                 run.log_and_save(metrics, optimizer)
         run.step, run.state = counts[0].item(), copy.deepcopy(state)
         counts[2] = min(run.step + args.checkpoint_every, args.total_timesteps)
         counts[3] = Run.signal or run.step >= args.total_timesteps
         meeting.wait()
         run.log_and_save(metrics, optimizer)
-        run.state = state
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -393,8 +392,8 @@ class Run(ExitStack):
         torch.set_num_threads(args.num_threads)
         torch.set_float32_matmul_precision(args.matmul_precision)
         torch.manual_seed(args.seed)
-        self.args, self.step, self.saved, self.seconds, self.needs_reset = args, 0, 0, 0.0, True
-        self.backward = backward
+        self.args, self.total, self.step, self.saved, self.seconds = args, args.total_timesteps, 0, 0, 0.0
+        self.needs_reset, self.backward = True, backward
         if args.compile:
             torch.compiler.reset()
             torch._dynamo.config.trace_autograd_ops = True  # one graph, forward and backward
@@ -421,7 +420,7 @@ class Run(ExitStack):
         if self.rank == 0:
             self.writer = self.enter_context(SummaryWriter(self.folder, purge_step=self.step + 1))
             style = {"unit": " steps", "mininterval": 0.1 if sys.stderr.isatty() else 30}
-            self.bar = self.enter_context(tqdm(total=args.total_timesteps, initial=self.step, **style))
+            self.bar = self.enter_context(tqdm(total=self.total, initial=self.step, **style))
         self.began = time.perf_counter() - self.seconds
 
     def reset(self):
@@ -446,12 +445,12 @@ class Run(ExitStack):
 
     def log_and_save(self, metrics, optimizer):
         """Log; save and evaluate when it is time; stop at a signal."""
-        args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
+        args, ended, self.seconds = self.args, self.step >= self.total, time.perf_counter() - self.began
         tags = {f"losses/{k}": v.item() for k, v in metrics.items()}
         require(all(map(math.isfinite, tags.values())), f"not finite: {tags}")
         stop = not ended and rank_mean(torch.tensor(float(Run.signal), device=self.device)) > 0
         save = ended or stop or self.step - self.saved >= args.checkpoint_every
-        if self.rank == 0 and (save or self.step - self.bar.n >= args.total_timesteps / 500):
+        if self.rank == 0 and (save or self.step - self.bar.n >= self.total / 500):
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
             if self.envs.return_queue:
                 tags["charts/episodic_return"] = np.mean(self.envs.return_queue)

@@ -335,8 +335,8 @@ class Run(ExitStack):
         torch.set_num_threads(args.num_threads)
         torch.set_float32_matmul_precision(args.matmul_precision)
         torch.manual_seed(args.seed)
-        self.args, self.step, self.saved, self.seconds, self.needs_reset = args, 0, 0, 0.0, True
-        self.backward = backward
+        self.args, self.total, self.step, self.saved, self.seconds = args, args.total_timesteps, 0, 0, 0.0
+        self.needs_reset, self.backward = True, backward
         if args.compile:
             torch.compiler.reset()
             torch._dynamo.config.trace_autograd_ops = True  # one graph, forward and backward
@@ -363,7 +363,7 @@ class Run(ExitStack):
         if self.rank == 0:
             self.writer = self.enter_context(SummaryWriter(self.folder, purge_step=self.step + 1))
             style = {"unit": " steps", "mininterval": 0.1 if sys.stderr.isatty() else 30}
-            self.bar = self.enter_context(tqdm(total=args.total_timesteps, initial=self.step, **style))
+            self.bar = self.enter_context(tqdm(total=self.total, initial=self.step, **style))
         self.began = time.perf_counter() - self.seconds
 
     def reset(self):
@@ -388,12 +388,12 @@ class Run(ExitStack):
 
     def log_and_save(self, metrics, optimizer):
         """Log; save and evaluate when it is time; stop at a signal."""
-        args, ended, self.seconds = self.args, self.step >= self.args.total_timesteps, time.perf_counter() - self.began
+        args, ended, self.seconds = self.args, self.step >= self.total, time.perf_counter() - self.began
         tags = {f"losses/{k}": v.item() for k, v in metrics.items()}
         require(all(map(math.isfinite, tags.values())), f"not finite: {tags}")
         stop = not ended and rank_mean(torch.tensor(float(Run.signal), device=self.device)) > 0
         save = ended or stop or self.step - self.saved >= args.checkpoint_every
-        if self.rank == 0 and (save or self.step - self.bar.n >= args.total_timesteps / 500):
+        if self.rank == 0 and (save or self.step - self.bar.n >= self.total / 500):
             tags |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": self.step / self.seconds}
             if self.envs.return_queue:
                 tags["charts/episodic_return"] = np.mean(self.envs.return_queue)

@@ -89,7 +89,14 @@ A3C = Script(
     period=32,
     losses=(*SCRIPTS["a2c"].losses, "staleness"),
 )
-ALL = SCRIPTS | {"a3c": A3C}
+# rlhf.py has one environment, and stages; tests/runs/test_rlhf.py has most of its own.
+RLHF = Script(
+    env_ids=("Reviews", "Reviews"),
+    short=shlex.split("--num-envs 4 --hidden-size 8 --sft-steps 2 --reward-steps 2 --batch-size 4 --eval-episodes 2"),
+    period=56,
+    losses=("sft_loss", "reward_loss", "accuracy", "policy_loss", "value_loss", "entropy", "score", "gold", "kl"),
+)
+ALL = SCRIPTS | {"a3c": A3C, "rlhf": RLHF}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 LAST_LINE = re.compile(
     r"eval_return=(?P<mean>-?\d+\.\d\d|nan) \+/- (?P<deviation>\d+\.\d\d|nan) \((?P<episodes>\d+) episodes\)"

@@ -25,6 +25,7 @@ from harness import (
 PLACEHOLDER = re.compile(r"runs/(?P<env_id>[^\s/]+)__(?P<script>\w+)__(?P<seed>\d+)__\d+")
 SHORT = dict.fromkeys(ALL, "--total-timesteps 512 --num-envs 4 --eval-episodes 2")
 SHORT |= {script: f"{SHORT[script]} --learning-starts 448" for script in OFF_POLICY}
+SHORT["rlhf"] += " --sft-steps 2 --reward-steps 2 --num-envs 8"
 # Commands that begin so are not run here: they set a machine up, .ci/run runs them, or they do not end.
 NOT_RUN = [
     "python3 -m venv",

@@ -15,6 +15,7 @@ RUNS = [
     ("sac", "Pendulum-v1", f"{SMALL} --total-timesteps 10000", -200),
     ("td3", "Pendulum-v1", f"{SMALL} --total-timesteps 10000 --exploration-noise 0.1", -200),
     ("ddpg", "Pendulum-v1", f"{SMALL} --total-timesteps 8000 --num-envs 2 --utd 0.5", -200),
+    ("rlhf", "Reviews", "--sft-steps 400 --reward-steps 300 --total-timesteps 60000 --eval-episodes 20", 1),
     ("a2c", "CartPole-v1", "", 475),
     ("ppo", "CartPole-v1", "", 475),
     ("trpo", "CartPole-v1", "", 475),
@@ -29,7 +30,7 @@ SLOW_RUNS = [
     ("ppo", "Pendulum-v1", f"--total-timesteps 100000 {PPO_PENDULUM}", -200),
 ]
 TRPO_PENDULUM = "--num-envs 8 --num-steps 256 --gamma 0.9 --gae-lambda 0.95 --vf-epochs 20 --norm-reward"
-SLOW_RUNS += [("trpo", "Pendulum-v1", TRPO_PENDULUM, -200)]
+SLOW_RUNS += [("trpo", "Pendulum-v1", TRPO_PENDULUM, -200), ("rlhf", "Reviews", "--eval-episodes 20", 1.5)]
 TWO_PROCESSES = [
     ("ppo", "CartPole-v1", "--num-envs 16", 475),
 ]

@@ -13,18 +13,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ON_POLICY = ("reinforce", "reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
 OFF_POLICY = ("ddpg", "td3", "sac")
-SCRIPTS = (*ON_POLICY, *OFF_POLICY)
+CONTROL = (*ON_POLICY, *OFF_POLICY)
+SCRIPTS = (*CONTROL, "rlhf")
 ROLLOUTS = ("a2c", "ppo", "a3c", "trpo")
 RULE = "\n# -----"
 CRITICS = ("reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
-EVERY_FLAG = "env_kwargs async_envs gamma device num_threads matmul_precision compile checkpoint_every"
-EVERY_FLAG += " eval_episodes capture_video resume evaluate"
+EVERY_FLAG = "env_kwargs device num_threads matmul_precision compile resume evaluate"
+CONTROL_FLAGS = "async_envs gamma checkpoint_every eval_episodes capture_video"
 FAMILY_FLAGS = "env_id hidden_size"  # with another default in each family
 ON_POLICY_FLAGS = f"{FAMILY_FLAGS} initial_std"
 OFF_POLICY_FLAGS = f"{FAMILY_FLAGS} num_envs tau buffer_size batch_size learning_starts utd"
 # A block is a function, a class, a method (Class.method), or a flag (Args.name). These scripts share it.
 SHARED = [
     *[(f"Args.{name}", SCRIPTS) for name in EVERY_FLAG.split()],
+    *[(f"Args.{name}", CONTROL) for name in CONTROL_FLAGS.split()],
     ("Args.seed", tuple(script for script in SCRIPTS if script != "a3c")),
     *[(f"Args.{name}", ON_POLICY) for name in ON_POLICY_FLAGS.split()],
     *[(f"Args.{name}", OFF_POLICY) for name in OFF_POLICY_FLAGS.split()],
@@ -35,14 +37,17 @@ SHARED = [
     *[(f"Args.{name}", ("reinforce", "reinforce_baseline")) for name in ("num_envs", "total_timesteps")],
     *[(f"Args.{name}", ("ddpg", "td3")) for name in ("learning_rate", "exploration_noise")],
     ("Args.norm_adv", ("reinforce_baseline", "ppo")),
-    ("make_vec", SCRIPTS),
+    ("make_vec", CONTROL),
     *[(block, ON_POLICY) for block in ("mlp", "Agent.act")],
-    *[(block, CRITICS) for block in ("Agent.value", "value_loss")],
+    ("Agent.value", CRITICS),
+    ("value_loss", (*CRITICS, "rlhf")),
+    ("gae", (*ROLLOUTS, "rlhf")),
+    ("policy_loss", ("ppo", "rlhf")),
     ("policy_loss", ("reinforce", "reinforce_baseline", "a2c", "a3c")),
     ("returns_to_go", ("reinforce", "reinforce_baseline")),
     ("Agent", ("a2c", "ppo")),
     *[(block, ("a2c", "ppo", "trpo")) for block in ("Agent.__init__", "RunningNorm")],
-    *[(block, ROLLOUTS) for block in ("gae", "RunningNorm.__init__", "RunningNorm.update", "RunningNorm.forward")],
+    *[(block, ROLLOUTS) for block in ("RunningNorm.__init__", "RunningNorm.update", "RunningNorm.forward")],
     *[(block, OFF_POLICY) for block in ("mlp", "ReplayBuffer", "polyak_update")],
     *[(block, ("ddpg", "td3")) for block in ("Agent.act", "actor_loss")],
     ("q_value", ("td3", "sac")),
