@@ -4,15 +4,15 @@
 # ///
 """Reinforcement learning from human feedback (RLHF, Ouyang et al. 2022, https://arxiv.org/abs/2203.02155), in one file.
 
-1. Supervised: a small transformer learns to write film reviews.  Minimise  E[-log pi(word | words before)]
+1. Supervised fine-tuning (SFT): a transformer learns to write film reviews.  Minimise  E[-log pi(word | words before)]
 2. Reward model r: people compare pairs of reviews.  Minimise  E[-log sigmoid(r(preferred) - r(other))]
-3. PPO: maximise  E[r(review) - beta KL],  KL the sum of log pi(word) / pi_ref(word),  pi_ref the model of stage 1.
+3. PPO: maximise  E[r(review) - beta KL],  KL the sum of log(pi / pi_ref) over its words, pi_ref of stage 1.
 
 People are simulated. What they like is called gold: kind words, no repetition, no broken grammar. Training sees only
 noisy comparisons; evaluations measure gold itself, as eval_return.
 
     python rlhf.py
-    ... --beta 0
+    ... --beta 0    (then the score rises, and gold falls)
     ... --evaluate runs/FOLDER --prompt "the film was"
 
 Shapes: L words are a review, P of them its prompt, T = L - P the response. N reviews are a rollout, B of them a batch.
@@ -50,26 +50,25 @@ class Args:
     env_kwargs: str = "{}"  # its keyword arguments, as JSON
     prompt: str = ""  # words that evaluations start from, such as: the film was
     num_envs: int = 128  # N, responses in a rollout
-    sft_steps: int = 600  # updates of stage 1, supervised
-    reward_steps: int = 400  # updates of stage 2, the reward model
-    total_timesteps: int = 100_000  # words to write in stage 3, PPO
+    sft_steps: int = 600  # updates of stage 1
+    reward_steps: int = 400  # updates of stage 2
+    total_timesteps: int = 100_000  # steps of stage 3, PPO: a word each, and one to reset
     batch_size: int = 64  # reviews, or pairs of them, in an update of stages 1 and 2
     learning_rate: float = 1e-3  # step size of Adam
     beta: float = 0.1  # weight of the KL penalty
-    group_size: int = 1  # G > 1: no critic, but G responses to each prompt (GRPO)
+    group_size: int = 1  # G > 1: G responses to a prompt instead of a critic (GRPO)
     gae_lambda: float = 0.95  # lambda of GAE: 0 is the TD error, 1 the whole return
     num_minibatches: int = 4  # minibatches in an epoch
     update_epochs: int = 4  # passes over each rollout
     clip_coef: float = 0.2  # eps, how far the ratio may move from 1
-    vf_coef: float = 0.5  # c_v, weight of the value loss
     max_grad_norm: float = 1.0  # gradients longer than this are shortened
-    hidden_size: int = 64  # width of the transformers, which have 2 layers of 4 heads
+    hidden_size: int = 64  # width of the transformers of 2 layers, 4 heads
     seed: int = 1  # the same seed gives the same bits on a CPU
     device: str = "auto"  # cpu, cuda, mps or auto
     num_threads: int = 1  # CPU threads of torch
     matmul_precision: str = "highest"  # of matrix products: highest, high or medium
     compile: bool = False  # compile the gradient: slower start, faster run
-    checkpoint_every: int = 200_000  # words, of all stages, between checkpoints
+    checkpoint_every: int = 200_000  # steps between checkpoints
     eval_episodes: int = 256  # responses of an evaluation; 0 for none
     capture_video: bool = False  # refused: text cannot be filmed
     resume: str = ""  # continue the run in this folder; flags given now win
@@ -80,19 +79,19 @@ class Args:
 GRAMMAR = {
     "start": ("the this that its", {"subject": 1}),
     "subject": ("film plot acting music ending dialogue cast script camera pacing humour costume", {"was": 1}),
-    "was": ("was", {"adverb": 1 / 2, "kind": 1 / 6, "harsh": 1 / 6, "plain": 1 / 6}),
-    "adverb": ("quite really rather very", {"kind": 1 / 3, "harsh": 1 / 3, "plain": 1 / 3}),
-    "kind": ("wonderful delightful superb charming brilliant moving", {"join": 1}),
+    "was": ("was", {"adverb": 1 / 2, "nice": 1 / 6, "harsh": 1 / 6, "plain": 1 / 6}),
+    "adverb": ("quite really rather very", {"nice": 1 / 3, "harsh": 1 / 3, "plain": 1 / 3}),
+    "nice": ("wonderful delightful superb charming brilliant moving", {"join": 1}),
     "harsh": ("dull tedious clumsy awful bland noisy", {"join": 1}),
     "plain": ("long quiet slow french early loud", {"join": 1}),
     "join": ("and but", {"start": 1}),
 }
-KIND = {word: kind for kind, (words, _) in GRAMMAR.items() for word in words.split()}  # the class of each word
-WORDS = list(KIND)
-L, P, V = 16, 3, len(WORDS)
-IS = {kind: torch.tensor([float(KIND[word] == kind) for word in WORDS]) for kind in GRAMMAR}  # 1 for its words, else 0
-# P(next word | word) (V, V), and all prompts, such as "the film was" (., P). A quarter is only for evaluations.
-CHAIN = torch.stack([sum(p * IS[k] / IS[k].sum() for k, p in GRAMMAR[KIND[word]][1].items()) for word in WORDS])
+CLASS = {word: name for name, (words, _) in GRAMMAR.items() for word in words.split()}
+WORDS = list(CLASS)
+L, P, W = 16, 3, len(WORDS)
+IS = {name: torch.tensor([float(CLASS[word] == name) for word in WORDS]) for name in GRAMMAR}  # 1 for its words
+# P(next word | word) (W, W), and all prompts, such as "the film was" (., P). A quarter is for evaluations.
+CHAIN = torch.stack([sum(p * IS[k] / IS[k].sum() for k, p in GRAMMAR[CLASS[word]][1].items()) for word in WORDS])
 PROMPTS = torch.tensor([[i, j, WORDS.index("was")] for i in range(4) for j in IS["subject"].nonzero().flatten()])
 HELD_OUT = torch.arange(len(PROMPTS)) % 4 == 0
 
@@ -106,11 +105,11 @@ def reviews(n):
 
 
 def gold(words):
-    """How people like reviews (B, L): kind words less harsh ones, repetitions and breaks of the grammar -> (B,)"""
-    count = nn.functional.one_hot(words, V).sum(1).float()
-    repeated = (count - 1).clamp(min=0) @ (IS["subject"] + IS["kind"] + IS["harsh"] + IS["plain"])
+    """How people like reviews (B, L): nice words less harsh ones, repetitions and breaks of the grammar -> (B,)"""
+    count = nn.functional.one_hot(words, W).sum(1).float()
+    repeated = (count - 1).clamp(min=0) @ (IS["subject"] + IS["nice"] + IS["harsh"] + IS["plain"])
     breaks = (CHAIN[words[:, :-1], words[:, 1:]] == 0).sum(1)
-    return count.clamp(max=1) @ (IS["kind"] - IS["harsh"]) - repeated / 2 - breaks
+    return count.clamp(max=1) @ (IS["nice"] - IS["harsh"]) - repeated / 2 - breaks
 
 
 class Reviews(gym.vector.VectorEnv):
@@ -119,7 +118,7 @@ class Reviews(gym.vector.VectorEnv):
     def __init__(self, num_envs, prompts, group_size, show):
         self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
         self.num_envs, self.prompts, self.group_size, self.show = num_envs, prompts, group_size, show
-        self.single_observation_space, self.single_action_space = Box(-1, V - 1, (L,)), Discrete(V)
+        self.single_observation_space, self.single_action_space = Box(-1, W - 1, (L,)), Discrete(W)
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
 
@@ -148,7 +147,7 @@ def text(words):
 
 
 def make_vec(args, num_envs, training):
-    """Environments. Evaluations start from --prompt, or from prompts that training does not have."""
+    """Environments. Evaluations start from --prompt, or from prompts that stages 2 and 3 do not have."""
     require(args.env_id == "Reviews" and not args.capture_video, "there is only Reviews, and no film of it")
     prompt = [WORDS.index(word) if word in WORDS else -1 for word in args.prompt.split()]
     require(-1 not in prompt and len(prompt) < L, f"--prompt takes less than {L} of these words: {' '.join(WORDS)}")
@@ -166,7 +165,7 @@ class Transformer(nn.Module):
         D = args.hidden_size
         layer = nn.TransformerEncoderLayer(D, 4, 4 * D, 0.0, "gelu", batch_first=True, norm_first=True)
         layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(D), enable_nested_tensor=False)
-        self.body = nn.ModuleDict({"word": nn.Embedding(V, D), "place": nn.Embedding(L, D), "layers": layers})
+        self.body = nn.ModuleDict({"word": nn.Embedding(W, D), "place": nn.Embedding(L, D), "layers": layers})
         self.head = nn.Linear(D, outputs)
 
     def forward(self, words):
@@ -187,9 +186,9 @@ class Agent(nn.Module):
 
     def __init__(self, envs, args):
         super().__init__()
-        self.policy, self.reference = Transformer(V, args), Transformer(V, args)
+        self.policy, self.reference = Transformer(W, args), Transformer(W, args)
         self.reward_model, self.critic = Transformer(1, args), Transformer(1, args)
-        for name, value in (("stage", 1), ("score_mean", 0.0), ("score_std", 1.0), ("pool", [[0] * L] * 4608)):
+        for name, value in (("stage", 1), ("score_mean", 0.0), ("score_std", 1.0), ("pool", [[0] * L] * 36 * 128)):
             self.register_buffer(name, torch.tensor(value))
 
     def log_prob(self, model, words):
@@ -202,7 +201,7 @@ class Agent(nn.Module):
         return self.critic(words[:, :-1])[:, P - 1 :, 0]
 
     def score(self, words):
-        """r of reviews (B, L), in deviations from the mean of the reference's -> (B,)"""
+        """r of reviews (B, L), in stage 3 the reference's have mean 0, deviation 1 -> (B,)"""
         return (self.reward_model(words)[:, -1, 0] - self.score_mean) / self.score_std
 
     def act(self, obs, greedy=False):
@@ -239,8 +238,8 @@ def word_rewards(score, log_prob, ref_log_prob, beta):
 
 
 def group_advantage(returns, G):
-    """Returns less the mean of their group of G, over its deviation (GRPO, arXiv:2402.03300); (N,) -> (N,)"""
-    groups = returns.view(-1, G)  # RLOO, arXiv:2402.14740, takes the mean of the others and does not divide
+    """(Return - mean) / deviation in each group of G (GRPO, arXiv:2402.03300); (N,) -> (N,)"""
+    groups = returns.view(-1, G)  # RLOO (arXiv:2402.14740): less the others' mean, undivided
     return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-8)).flatten()
 
 
@@ -269,14 +268,15 @@ def value_loss(value, returns):
 
 
 def loss(agent, batch, args):
-    """The loss of a batch of responses -> (), and metrics. Prompts are no actions: they take no gradient."""
+    """The loss of responses: words (B, L), the rest (B, T) -> (), and metrics. Prompts take no gradient."""
     words, advantage, returns, old_log_prob = batch
-    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    if args.group_size == 1:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     log_prob, entropy = agent.log_prob(agent.policy, words)
     l_policy = policy_loss(log_prob, old_log_prob, advantage, args.clip_coef)
     l_value = value_loss(agent.value(words), returns) if args.group_size == 1 else 0 * l_policy
     metrics = {"policy_loss": l_policy, "value_loss": l_value, "entropy": entropy.mean()}
-    return l_policy + args.vf_coef * l_value, metrics
+    return l_policy + 0.5 * l_value, metrics
 
 
 def fit(run, agent, optimizer, loss, draw, end, args):
@@ -302,16 +302,17 @@ def ppo(run, agent, optimizer, args):
             obs = run.reset()
         for _ in range(L - P):
             action = agent.act(obs)
-            obs, liked, _, _ = run.env_step(action)
-        words, (obs, _, _, _) = obs.long(), run.env_step(action)  # the step after an episode's end only resets
+            obs, liking, _, _ = run.env_step(action)
+        words = obs.long()
+        obs = run.env_step(action)[0]  # the step after an episode's end only resets
 
-        # Targets. Training does not see how much people liked it, only the score.
+        # Targets. Training sees only the score; gold is for the log.
         with torch.no_grad():
             log_prob, ref_log_prob = (agent.log_prob(model, words)[0] for model in (agent.policy, agent.reference))
             score, value = agent.score(words), agent.value(words)
             reward = word_rewards(score, log_prob, ref_log_prob, args.beta)
-            end = torch.zeros_like(reward.T)  # no word but the last ends a response, and V is 0 after it
-            advantage = gae(reward.T, nn.functional.pad(value, (0, 1)).T, end, end, 1, args.gae_lambda).T
+            never = torch.zeros_like(reward.T)  # no flags: V after the last word is padded with 0
+            advantage = gae(reward.T, nn.functional.pad(value, (0, 1)).T, never, never, 1, args.gae_lambda).T
             if args.group_size > 1:
                 advantage = group_advantage(reward.sum(1), args.group_size)[:, None].expand_as(reward)
             rollout = words, advantage, advantage + value, log_prob
@@ -319,11 +320,11 @@ def ppo(run, agent, optimizer, args):
         # Update.
         for _ in range(args.update_epochs):
             for index in torch.randperm(len(words), device=run.device).tensor_split(args.num_minibatches):
-                agent.zero_grad()  # the reward model's of stage 2 too
+                agent.zero_grad()  # stage 2's too, for clipping
                 metrics = run.backward(loss, agent, [x[index] for x in rollout], args)
                 metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
-        metrics |= {"score": score.mean(), "gold": liked.mean(), "kl": (log_prob - ref_log_prob).sum(1).mean()}
+        metrics |= {"score": score.mean(), "gold": liking.mean(), "kl": (log_prob - ref_log_prob).sum(1).mean()}
         if run.rank == 0:
             shown = [f"{name} {metrics[name]:.2f}" for name in ("score", "gold", "kl", "entropy")]
             run.bar.set_description_str(f"stage 3, {', '.join(shown)}", refresh=False)
@@ -331,27 +332,28 @@ def ppo(run, agent, optimizer, args):
 
 
 def learn(run, args):
-    """The three stages. A step is a word of a batch in stages 1 and 2, and a written word in stage 3."""
-    require(args.num_envs % args.group_size == 0, "--num-envs is not a multiple of --group-size")
+    """The three stages. A step is a word of a batch in stages 1 and 2, an action in stage 3."""
+    fits = args.num_envs % args.group_size == args.hidden_size % 4 == 0 and args.num_minibatches <= args.num_envs
+    require(fits, "--num-envs: a multiple of --group-size, not below --num-minibatches; --hidden-size: a multiple of 4")
     agent = Agent(run.envs, args).to(run.device)
     policy, reward_model, critic = (list(m.parameters()) for m in (agent.policy, agent.reward_model, agent.critic))
-    sft, liking, rl = (
+    sft, rm, rl = (
         torch.optim.Adam(part, lr=args.learning_rate, fused=True) for part in (policy, reward_model, policy + critic)
     )
     second = args.sft_steps * args.batch_size * L * run.ranks
     third = second + 2 * args.reward_steps * args.batch_size * L * run.ranks
     run.total = third + args.total_timesteps
-    run.start(agent=agent, sft=sft, liking=liking, rl=rl)
-    fit(run, agent, sft, sft_loss, lambda: reviews(args.batch_size), second, args)
-    if run.step == second:
+    run.start(agent=agent, sft=sft, rm=rm, rl=rl)
+    if agent.stage == 1:
+        fit(run, agent, sft, sft_loss, lambda: reviews(args.batch_size), second, args)
         run.reset()
         agent.reference.load_state_dict(agent.policy.state_dict())
         for model in (agent.reward_model, agent.critic):
             model.body.load_state_dict(agent.policy.body.state_dict())
-        agent.stage.fill_(2)
         agent.pool.copy_(agent.reference.write(PROMPTS[~HELD_OUT].repeat(128, 1).to(run.device)))
-    fit(run, agent, liking, reward_loss, lambda: compare(agent.pool.cpu(), args.batch_size), third, args)
-    if run.step == third:
+        agent.stage.fill_(2)
+    if agent.stage == 2:
+        fit(run, agent, rm, reward_loss, lambda: compare(agent.pool.cpu(), args.batch_size), third, args)
         with torch.no_grad():
             scores = agent.reward_model(agent.pool)[:, -1, 0]
         rank_mean(agent.score_mean.copy_(scores.mean()), agent.score_std.copy_(scores.std()))

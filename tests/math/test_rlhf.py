@@ -47,11 +47,11 @@ def entropy_of_the_grammar():
 
 
 def test_grammar_is_a_markov_chain():
-    torch.testing.assert_close(rlhf.CHAIN.sum(1), torch.ones(rlhf.V))
+    torch.testing.assert_close(rlhf.CHAIN.sum(1), torch.ones(rlhf.W))
     some = rlhf.reviews(1000)
     assert some.shape == (1000, rlhf.L)
     assert (rlhf.CHAIN[some[:, :-1], some[:, 1:]] > 0).all()
-    assert set(some.unique().tolist()) == set(range(rlhf.V))
+    assert set(some.unique().tolist()) == set(range(rlhf.W))
 
 
 def test_gold_by_hand():
@@ -131,8 +131,8 @@ def test_probability_of_a_response_is_the_product_of_its_words():
 def test_kl_estimate_is_near_the_exact_kl():
     """Over all responses of two words."""
     agent, _ = random_agent()
-    prompt, V = words("the film was"), rlhf.V
-    pairs = torch.cartesian_prod(torch.arange(V), torch.arange(V))
+    prompt, W = words("the film was"), rlhf.W
+    pairs = torch.cartesian_prod(torch.arange(W), torch.arange(W))
     every = torch.cat([prompt.expand(len(pairs), -1), pairs], 1)
     sampled = agent.policy.write(prompt.expand(20_000, -1), 5)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_word_after_does_not_change_the_output_before():
     agent, _ = random_agent()
     some = rlhf.reviews(4)
     changed = some.clone()
-    changed[:, 9:] = torch.randint(rlhf.V, (4, rlhf.L - 9))
+    changed[:, 9:] = torch.randint(rlhf.W, (4, rlhf.L - 9))
     torch.testing.assert_close(agent.policy(some)[:, :9], agent.policy(changed)[:, :9])
 
 
@@ -232,6 +232,7 @@ def trained(tmp_path_factory):
     return agent, folder / result.folder
 
 
+@pytest.mark.slow
 def test_model_of_stage_1_is_near_the_entropy_of_the_grammar(trained):
     agent, _ = trained
     torch.manual_seed(1)
@@ -241,6 +242,7 @@ def test_model_of_stage_1_is_near_the_entropy_of_the_grammar(trained):
     assert 0.99 < found.item() / entropy_of_the_grammar() < 1.03
 
 
+@pytest.mark.slow
 def test_reward_model_is_as_accurate_as_the_noise_allows(trained):
     """On pairs that it was not trained on."""
     agent, _ = trained
@@ -253,6 +255,7 @@ def test_reward_model_is_as_accurate_as_the_noise_allows(trained):
     assert found > best - 0.03
 
 
+@pytest.mark.slow
 def test_large_beta_keeps_the_policy_at_the_reference(trained, folder):
     """Without a penalty, it is 20 nats away by then."""
     _, run = trained

@@ -102,7 +102,9 @@ def test_evaluation_shows_responses_to_the_prompt(folder):
         (("--prompt", "very " * 16), "--prompt takes less than 16"),
         (("--env-id", "CartPole-v1"), "there is only Reviews"),
         (("--capture-video",), "no film"),
-        (("--group-size", 3), "--num-envs is not a multiple of --group-size"),
+        (("--group-size", 3), "--num-envs: a multiple of --group-size"),
+        (("--num-minibatches", 17), "not below --num-minibatches"),
+        (("--hidden-size", 18), "--hidden-size: a multiple of 4"),
     ],
 )
 def test_bad_flag_is_one_line(flags, words, folder):
