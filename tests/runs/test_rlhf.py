@@ -58,6 +58,17 @@ def test_checkpoint_between_two_stages_resumes_to_the_same_bits(total, folder):
     assert differences(state(seen[0]), state(whole.folder)) == []
 
 
+def test_resumed_run_with_fewer_updates_begins_the_next_stage(folder):
+    """Its stage 1 has more updates behind it than it is now to have."""
+    status, *_ = stop(signal.SIGTERM, "rlhf", *SMALL, cwd=folder, checkpoints=3)
+    assert status == 128 + signal.SIGTERM
+    (stopped,) = folder.glob("runs/*")
+    assert checkpoint(stopped)["state"][0]["agent"]["stage"] == 1
+    agent, _ = train("rlhf", "--resume", stopped.relative_to(folder), "--sft-steps", 5)
+    assert agent.stage == 3
+    assert agent.pool.any()
+
+
 def test_run_shows_samples_and_logs_each_stage(folder):
     status, stdout, _ = end("rlhf", *SMALL)
     assert status == 0
