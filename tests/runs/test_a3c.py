@@ -111,7 +111,7 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="proces
 
 
 @linux
-@pytest.mark.parametrize("flags", [(), ("--async-envs",)], ids=["", "async"])
+@pytest.mark.parametrize("flags", [(), pytest.param(("--async-envs",), marks=pytest.mark.slow)], ids=["", "async"])
 def test_killed_worker_ends_the_run(flags, tmp_path):
     code, line, seconds = stop_in_the_middle(
         tmp_path, *flags, kill=lambda _, workers: os.kill(workers[0], signal.SIGKILL)

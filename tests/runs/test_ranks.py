@@ -131,7 +131,7 @@ def test_statistics_are_of_all_processes(script, of_two):
 
 
 @NEEDS_PROC
-@pytest.mark.parametrize("script", ["td3", "trpo"])
+@pytest.mark.parametrize("script", ["td3"])
 def test_run_leaves_no_thread_of_its_process_group(script, tmp_path):
     """Such a thread sometimes aborts a process that has finished: torchrun then reports a failure."""
     flags = (*SCRIPTS[script].short, "--total-timesteps", 10 * SCRIPTS[script].period)

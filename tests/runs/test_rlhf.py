@@ -20,7 +20,10 @@ SMALL = (
 STAGES = (6400, 12_800, 19_200)  # the steps at which each ends
 
 
-@pytest.mark.parametrize(("stage", "checkpoints"), [(1, 3), (2, 13), (3, 23)])
+@pytest.mark.parametrize(
+    ("stage", "checkpoints"),
+    [pytest.param(1, 3, marks=pytest.mark.slow), pytest.param(2, 13, marks=pytest.mark.slow), (3, 23)],
+)
 def test_run_killed_in_any_stage_resumes_to_the_same_bits(stage, checkpoints, folder):
     status, *_ = stop(signal.SIGKILL, "rlhf", *SMALL, cwd=folder, checkpoints=checkpoints)
     assert status == -signal.SIGKILL
@@ -37,6 +40,7 @@ def test_run_killed_in_any_stage_resumes_to_the_same_bits(stage, checkpoints, fo
     assert (resumed.mean, resumed.deviation, resumed.steps) == (whole.mean, whole.deviation, whole.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", STAGES[:2])
 def test_checkpoint_between_two_stages_resumes_to_the_same_bits(total, folder):
     """The run is stopped where a stage has ended and the next has not begun."""
@@ -58,6 +62,7 @@ def test_checkpoint_between_two_stages_resumes_to_the_same_bits(total, folder):
     assert differences(state(seen[0]), state(whole.folder)) == []
 
 
+@pytest.mark.slow
 def test_resumed_run_with_fewer_updates_begins_the_next_stage(folder):
     """Its stage 1 has more updates behind it than it is now to have."""
     status, *_ = stop(signal.SIGTERM, "rlhf", *SMALL, cwd=folder, checkpoints=3)
@@ -132,6 +137,7 @@ def test_groups_need_no_critic(folder):
     assert not torch.equal(agent.policy.head.weight, agent.reference.head.weight)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_agent_but_for_their_pools(tmp_path):
     result = run_ok("rlhf", *SMALL, cwd=tmp_path, launcher=TORCHRUN)
     assert result.steps >= 2 * 12_800 + 6400
