@@ -30,7 +30,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.distributed.nn  # later, it would keep the group
+import torch.distributed.nn  # later, it would keep the process group
 import torch.multiprocessing as mp
 import tyro
 from gymnasium.spaces import Box, Discrete

@@ -29,7 +29,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.distributed.nn  # later, it would keep the group
+import torch.distributed.nn  # later, it would keep the process group
 import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import vector as wrappers

@@ -241,9 +241,8 @@ def run_ours(comparison, side, seed, threads, args):
         clock = common.read_clock(run_folder)
         solved = None if comparison.solved is None else common.solved_at(run_folder, comparison.solved)
         floor = {}
-        if (
-            comparison.solved is None and side != "old" and comparison.script != "trpo.py"
-        ):  # one of its updates has many products
+        has_floor = side != "old" and comparison.script != "trpo.py"  # which also solves for its step
+        if comparison.solved is None and has_floor:
             floor = json.loads(run([command[0], str(FLOOR), *command[1:]], folder, threads)[0])
         steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate more
         half = min((step for step in clock if step >= steps / 2), default=None)

@@ -257,7 +257,6 @@ def test_reward_model_is_as_accurate_as_the_noise_allows(trained):
 
 @pytest.mark.slow
 def test_large_beta_keeps_the_policy_at_the_reference(trained, folder):
-    """Without a penalty, it is 20 nats away by then."""
     _, run = trained
     copied = shutil.copytree(run, Path("runs", run.name))
     flags = ("--beta", 10, "--learning-rate", 3e-4, "--total-timesteps", 40_000, "--eval-episodes", 0)
