@@ -29,17 +29,17 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("reinforce", "reinforce_baseline", "a2c", "ppo", "trpo", "ddpg", "td3", "sac")
+SCRIPTS = ("reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac")
 FUNCTIONS = """
     Agent.value Agent.log_prob Agent.act Agent.sample RunningNorm.update RunningNorm.forward RunningNorm.scale
     ReplayBuffer.add ReplayBuffer.sample returns_to_go gae policy_loss value_loss loss q_value smooth q_target
-    critic_loss actor_loss alpha_loss squash critic_objective actor_objective polyak_update learn
+    critic_loss actor_loss alpha_loss squash critic_objective actor_objective polyak_update work learn
     surrogate kl fisher_vector_product conjugate_gradient line_search update_policy"""
 RENAMED = {"amin": "amax", "minimum": "maximum", "argmax": "argmin", "sum": "mean", "mean": "sum"}
 DROPPED = ("detach", "clamp", "exp", "tanh", "abs")  # x.clamp(...) becomes x
 SIGNS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+")}
 SMALL = (1e-8, 1e-4)  # these are only there against division by 0
-KEPT = ("require", "ReplayBuffer", "start", "Adam")  # calls that are left as they are
+KEPT = ("require", "ReplayBuffer", "start", "Adam", "wait")  # calls that are left as they are
 PLUMBING = ("ppo", "td3")  # these two take turns for TEXTS
 # Below the rule: description, a text that occurs once, what it becomes
 TEXTS = [
@@ -244,7 +244,7 @@ def fails(folder, *words):
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
-        ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+        ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
         return "the tests never end"
     assert ended.returncode in (0, 1, 2, 5), ended.stdout + ended.stderr  # 5: no test has the script's name
