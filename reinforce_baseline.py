@@ -44,7 +44,7 @@ NAME = "reinforce_baseline"
 class Args:
     env_id: str = "CartPole-v1"  # a gymnasium id, or module:Id
     env_kwargs: str = "{}"  # its keyword arguments, as JSON
-    num_envs: int = 16  # N, environments side by side
+    num_envs: int = 16  # N, environments
     async_envs: bool = False  # a process for each environment
     total_timesteps: int = 300_000  # environment steps in all
     learning_rate: float = 3e-3  # step size of Adam
@@ -52,12 +52,12 @@ class Args:
     gamma: float = 0.99  # discount factor
     norm_adv: bool = True  # normalise advantages in each batch
     hidden_size: int = 64  # units of each hidden layer
-    initial_std: float = 1.0  # initial standard deviation of actions
+    initial_std: float = 1.0  # initial deviation of actions
     seed: int = 1  # the same seed gives the same bits on a CPU
     device: str = "auto"  # cpu, cuda, mps or auto
     num_threads: int = 1  # CPU threads of torch
-    matmul_precision: str = "highest"  # of matrix products: highest, high or medium
-    compile: bool = False  # compile the gradient: slower start, faster run
+    matmul_precision: str = "highest"  # highest, high or medium
+    compile: bool = False  # slower start, faster run
     checkpoint_every: int = 50_000  # steps between checkpoints
     eval_episodes: int = 20  # episodes of an evaluation; 0 for none
     capture_video: bool = False  # film the final policy
@@ -66,10 +66,10 @@ class Args:
 
 
 def make_vec(args, num_envs, training, **kwargs):
-    """Environments with flat observations; bytes are scaled to [0, 1]."""
+    """Environments with flat observations."""
     envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
     space = envs.single_observation_space
-    if space.dtype == np.uint8:
+    if space.dtype == np.uint8:  # 0 to 255 becomes 0 to 1
         envs = wrappers.RescaleObservation(wrappers.DtypeObservation(envs, np.float32), *np.float32([0, 1]))
     if not isinstance(space, Box) or len(space.shape) != 1:
         with suppress(NotImplementedError):  # refused below
@@ -152,7 +152,7 @@ def loss(agent, batch, args):
 
 
 def learn(run, args):
-    """Act for T steps in N environments, compute targets, update; repeat until total_timesteps."""
+    """Act for T steps in N environments, compute targets, update."""
     agent = Agent(run.envs, args).to(run.device)
     # Adam's default eps makes noise whole steps where advantages vanish.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
@@ -185,7 +185,7 @@ def learn(run, args):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Below is what every run needs, the same in every script.
+# The same in every script.
 
 
 class RunError(Exception):
@@ -220,7 +220,7 @@ def make_envs(args, num_envs, training=True, **kwargs):
 
 
 def evaluate(agent, args, episodes, video=None):
-    """Returns of the greedy policy, one episode in each environment -> (episodes,)."""
+    """Returns of the greedy policy, one episode an environment -> (episodes,)."""
     envs = make_envs(args, episodes, training=False, **({"render_mode": "rgb_array"} if video else {}))
     with closing(wrappers.RecordVideo(envs, str(video)) if video else envs) as envs:
         obs, returns, done = envs.reset(seed=args.seed % 2**30)[0], np.zeros(episodes), np.zeros(episodes, bool)
@@ -238,7 +238,7 @@ def evaluate(agent, args, episodes, video=None):
 
 
 def read(folder):
-    """The checkpoint in a folder. Its last 32 bytes are the rest's SHA-256; nothing in it runs."""
+    """The checkpoint in a folder; its last 32 bytes are the SHA-256 of the rest."""
     path = Path(folder, "checkpoint.pt")
     try:
         content = path.read_bytes()
@@ -251,7 +251,7 @@ def read(folder):
 
 
 def load(folder):
-    """The agent of a run, on the CPU, and its flags. An action a in [-1, 1] means low + (a + 1) / 2 * (high - low)."""
+    """The agent of a run, on the CPU, and its flags."""
     checkpoint = read(folder)
     with closing(make_envs(checkpoint["args"], 1)) as envs:
         agent = Agent(envs, checkpoint["args"])
@@ -270,7 +270,7 @@ def rank_mean(*tensors):
 
 
 def backward(loss, agent, batch, args):
-    """Compute the gradient of a loss, averaged over processes -> metrics."""
+    """The gradient of a loss, averaged over processes -> metrics."""
     total, metrics = loss(agent, batch, args)
     total.backward()
     if dist.is_initialized():
@@ -302,9 +302,10 @@ class Run(ExitStack):
             torch._dynamo.config.trace_autograd_ops = True  # one graph, forward and backward
             self.backward = torch.compile(backward, fullgraph=True, options={"fallback_random": True})
         self.envs = self.enter_context(closing(make_envs(args, args.num_envs)))
+        self.dtype = np.uint8 if self.envs.single_observation_space.dtype == np.uint8 else np.float32
 
     def start(self, **state):
-        """Name what a checkpoint holds, load it to resume, open the log."""
+        """Say what a checkpoint holds, resume, open the log."""
         args, self.state, self.folder = self.args, state, Path(self.args.resume)
         if args.resume:
             saved = read(self.folder)
@@ -332,7 +333,7 @@ class Run(ExitStack):
         seed = int(np.random.SeedSequence([self.args.seed, self.step, self.rank]).generate_state(1)[0]) // 4  # 30 bits
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):
             set_seed(seed)
-        obs = torch.tensor(self.envs.reset(seed=seed)[0], dtype=torch.float32, device=self.device)
+        obs = torch.as_tensor(self.envs.reset(seed=seed)[0].astype(self.dtype), device=self.device)
         require(obs.isfinite().all(), "an observation is not finite")
         return obs
 
@@ -341,10 +342,9 @@ class Run(ExitStack):
         action = action.cpu().numpy().reshape(self.envs.action_space.shape)
         obs, reward, terminated, truncated, _ = self.envs.step(action)
         self.step += len(obs) * self.ranks
-        row = np.column_stack([obs, reward, terminated, terminated | truncated]).astype(np.float32)
-        require(np.isfinite(row).all(), "an observation or reward is not finite")
-        row = torch.as_tensor(row, device=self.device)
-        return row[:, :-3], row[:, -3], row[:, -2], row[:, -1]
+        obs, rows = obs.astype(self.dtype), np.stack([reward, terminated, terminated | truncated]).astype(np.float32)
+        require(np.isfinite(obs).all() and np.isfinite(rows).all(), "an observation or reward is not finite")
+        return torch.as_tensor(obs, device=self.device), *torch.as_tensor(rows, device=self.device)
 
     def log_and_save(self, metrics, optimizer):
         """Log; save and evaluate when it is time; stop at a signal."""
@@ -384,7 +384,7 @@ class Run(ExitStack):
 
 
 def report(agent, args, step, seconds, folder):
-    """Evaluate, print the last line, film if asked -> mean return."""
+    """Evaluate, print the last line, film -> mean return."""
     returns = evaluate(agent, args, args.eval_episodes) if args.eval_episodes else np.array([math.nan])
     score = f"eval_return={returns.mean():.2f} +/- {returns.std():.2f} ({args.eval_episodes} episodes)"
     print(f"{score} | {step} steps | {seconds:.1f} s | {step / seconds:.0f} steps/s | {folder}", flush=True)
@@ -394,7 +394,7 @@ def report(agent, args, step, seconds, folder):
 
 
 def train(args, merge=True):
-    """Train by these flags -> agent. With resume or evaluate, that run's flags replace defaults."""
+    """Train by these flags -> agent; the flags of a resumed run replace defaults."""
     if (folder := args.resume or args.evaluate) and merge:
         given = {k: v for k, v in vars(args).items() if v != getattr(Args, k)}
         args = replace(read(folder)["args"], **given)
@@ -427,7 +427,7 @@ def train(args, merge=True):
 
 
 def main():
-    """Train by the command line. Ctrl-C saves and stops; bad input is one line and exit status 2."""
+    """Train by the command line; Ctrl-C saves and stops."""
 
     def on_signal(number, frame):
         if Run.signal:

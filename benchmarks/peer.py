@@ -16,8 +16,9 @@ from collections import deque
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import VecFrameStack
 
 
 class Watch(BaseCallback):
@@ -55,7 +56,10 @@ def main(spec):
     """Train as spec says -> environment steps, seconds of training, and what Watch noted."""
     torch.set_num_threads(spec["threads"])
     torch.set_float32_matmul_precision(spec.get("matmul_precision", "highest"))
-    envs = make_vec_env(spec["env_id"], n_envs=spec["num_envs"], seed=spec["seed"])
+    if spec.get("atari"):
+        envs = VecFrameStack(make_atari_env(spec["env_id"], n_envs=spec["num_envs"], seed=spec["seed"]), 4)
+    else:
+        envs = make_vec_env(spec["env_id"], n_envs=spec["num_envs"], seed=spec["seed"])
     flags = {name: schedule(value) for name, value in spec["flags"].items()}
     if std := flags.pop("noise_std", None):
         size = envs.action_space.shape[0]

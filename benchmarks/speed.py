@@ -128,6 +128,23 @@ TRPO_SAME = (
     "--env-id CartPole-v1 --num-envs 8 --num-steps 128 --hidden-size 64 --gamma 0.99 --gae-lambda 0.98"
     " --learning-rate 1e-3 --cg-iters 10 --cg-damping 0.1 --max-kl 0.01 --backtrack-iters 10 --vf-epochs 20"
 )
+# https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/hyperparams/ppo.yml; the defaults of ppo_atari.py are the same
+PPO_ATARI = {
+    "env_id": "ale_py:PongNoFrameskip-v4",
+    "atari": True,
+    "num_envs": 8,
+    "steps": 20_480,
+    "flags": {
+        "policy": "CnnPolicy",
+        "n_steps": 128,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "learning_rate": "lin_2.5e-4",
+        "clip_range": "lin_0.1",
+        "ent_coef": 0.01,
+        "vf_coef": 0.5,
+    },
+}
 REPLAY = {
     "env_id": "Pendulum-v1",
     "num_envs": 1,
@@ -194,6 +211,7 @@ SAME_SOLVED = {
 COMPARISONS = [
     Comparison("ppo-equal-sizes", "ppo.py", PPO_SAME, PPO_CARTPOLE | {"algorithm": "PPO"}),
     Comparison("trpo-equal-sizes", "trpo.py", TRPO_SAME, TRPO_CARTPOLE | {"algorithm": "TRPO"}),
+    Comparison("ppo_atari-equal-sizes", "ppo_atari.py", "--eval-episodes 1", PPO_ATARI | {"algorithm": "PPO"}),
     Comparison("a2c-equal-sizes", "a2c.py", A2C_SAME, A2C_CARTPOLE | {"algorithm": "A2C"}),
     *[
         Comparison(f"{name}-equal-sizes", f"{name}.py", REPLAY_SAME, REPLAY | {"algorithm": name.upper()}, threads=2)
@@ -205,6 +223,7 @@ for name, flags in OURS_SOLVED.items():
     for ending, peers in (("solved", THEIRS_SOLVED), ("same-flags-solved", SAME_SOLVED)):
         peer = peers[name] | {"algorithm": name.upper()}
         COMPARISONS.append(Comparison(f"{name}-{ending}", f"{name}.py", flags, peer, threshold, threads))
+NEW = ("trpo.py", "ppo_atari.py")
 FLOOR, PEER = (common.ROOT / "benchmarks" / name for name in ("floor.py", "peer.py"))
 
 
@@ -241,7 +260,7 @@ def run_ours(comparison, side, seed, threads, args):
         clock = common.read_clock(run_folder)
         solved = None if comparison.solved is None else common.solved_at(run_folder, comparison.solved)
         floor = {}
-        has_floor = side != "old" and comparison.script != "trpo.py"  # which also solves for its step
+        has_floor = side != "old" and comparison.script not in NEW  # these do more than products
         if comparison.solved is None and has_floor:
             floor = json.loads(run([command[0], str(FLOOR), *command[1:]], folder, threads)[0])
         steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate more
@@ -287,9 +306,9 @@ def finish_row(result):
 
 
 def sides_of(comparison, args):
-    """Who takes turns: SBX has no A2C and no TRPO, the first edition no TRPO; SBX is measured on the CPU alone."""
-    missing = {"sbx"} if comparison.script in ("a2c.py", "trpo.py") or args.device == "cuda" else set()
-    missing |= {"old"} if args.old is None or comparison.script == "trpo.py" else set()
+    """Who takes turns: SBX has neither A2C nor these two, the first edition had not; SBX is measured on the CPU alone."""
+    missing = {"sbx"} if comparison.script in ("a2c.py", *NEW) or args.device == "cuda" else set()
+    missing |= {"old"} if args.old is None or comparison.script in NEW else set()
     return [side for side in SIDES if side in args.sides and side not in missing]
 
 

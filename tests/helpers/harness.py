@@ -96,7 +96,14 @@ RLHF = Script(
     period=56,
     losses=("sft_loss", "reward_loss", "accuracy", "policy_loss", "value_loss", "entropy", "score", "gold", "kl"),
 )
-ALL = SCRIPTS | {"a3c": A3C, "rlhf": RLHF}
+# ppo_atari.py takes images alone; tests/runs/test_ppo_atari.py has most of its own.
+PIXELS = Script(
+    env_ids=("games:Catch-v0", "games:Steer-v0"),
+    short=shlex.split("--num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 2 --eval-episodes 2"),
+    period=32,
+    losses=SCRIPTS["ppo"].losses,
+)
+ALL = SCRIPTS | {"a3c": A3C, "rlhf": RLHF, "ppo_atari": PIXELS}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 LAST_LINE = re.compile(
     r"eval_return=(?P<mean>-?\d+\.\d\d|nan) \+/- (?P<deviation>\d+\.\d\d|nan) \((?P<episodes>\d+) episodes\)"

@@ -14,39 +14,42 @@ ROOT = Path(__file__).resolve().parents[2]
 ON_POLICY = ("reinforce", "reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
 OFF_POLICY = ("ddpg", "td3", "sac")
 CONTROL = (*ON_POLICY, *OFF_POLICY)
-SCRIPTS = (*CONTROL, "rlhf")
+SCRIPTS = (*CONTROL, "rlhf", "ppo_atari")
 ROLLOUTS = ("a2c", "ppo", "a3c", "trpo")
 RULE = "\n# -----"
 CRITICS = ("reinforce_baseline", "a2c", "ppo", "a3c", "trpo")
 EVERY_FLAG = "env_kwargs device num_threads matmul_precision compile resume evaluate"
-CONTROL_FLAGS = "async_envs gamma checkpoint_every eval_episodes capture_video"
+CONTROL_FLAGS = "async_envs gamma eval_episodes capture_video"
 FAMILY_FLAGS = "env_id hidden_size"  # with another default in each family
 ON_POLICY_FLAGS = f"{FAMILY_FLAGS} initial_std"
 OFF_POLICY_FLAGS = f"{FAMILY_FLAGS} num_envs tau buffer_size batch_size learning_starts utd"
 # A block is a function, a class, a method (Class.method), or a flag (Args.name). These scripts share it.
 SHARED = [
     *[(f"Args.{name}", SCRIPTS) for name in EVERY_FLAG.split()],
-    *[(f"Args.{name}", CONTROL) for name in CONTROL_FLAGS.split()],
+    *[(f"Args.{name}", (*CONTROL, "ppo_atari")) for name in CONTROL_FLAGS.split()],
+    ("Args.checkpoint_every", CONTROL),
     ("Args.seed", tuple(script for script in SCRIPTS if script != "a3c")),
     *[(f"Args.{name}", ON_POLICY) for name in ON_POLICY_FLAGS.split()],
     *[(f"Args.{name}", OFF_POLICY) for name in OFF_POLICY_FLAGS.split()],
     ("Args.norm_obs", ROLLOUTS),
     *[(f"Args.{name}", ("a2c", "ppo", "a3c")) for name in ("num_steps", "ent_coef", "vf_coef", "max_grad_norm")],
-    ("Args.norm_reward", ("a2c", "ppo", "trpo")),
-    *[(block, ON_POLICY[:5]) for block in ("Args.learning_rate", "Args.anneal_lr", "Agent.log_prob")],
+    ("Args.norm_reward", ("a2c", "ppo", "trpo", "ppo_atari")),
+    ("Args.learning_rate", ON_POLICY[:5]),
+    *[(block, (*ON_POLICY[:5], "ppo_atari")) for block in ("Args.anneal_lr", "Agent.log_prob")],
     *[(f"Args.{name}", ("reinforce", "reinforce_baseline")) for name in ("num_envs", "total_timesteps")],
     *[(f"Args.{name}", ("ddpg", "td3")) for name in ("learning_rate", "exploration_noise")],
-    ("Args.norm_adv", ("reinforce_baseline", "ppo")),
+    ("Args.norm_adv", ("reinforce_baseline", "ppo", "ppo_atari")),
     ("make_vec", CONTROL),
     *[(block, ON_POLICY) for block in ("mlp", "Agent.act")],
-    ("Agent.value", CRITICS),
-    ("value_loss", (*CRITICS, "rlhf")),
-    ("gae", (*ROLLOUTS, "rlhf")),
-    ("policy_loss", ("ppo", "rlhf")),
+    ("Agent.value", (*CRITICS, "ppo_atari")),
+    ("value_loss", (*CRITICS, "rlhf", "ppo_atari")),
+    ("gae", (*ROLLOUTS, "rlhf", "ppo_atari")),
+    ("policy_loss", ("ppo", "rlhf", "ppo_atari")),
     ("policy_loss", ("reinforce", "reinforce_baseline", "a2c", "a3c")),
     ("returns_to_go", ("reinforce", "reinforce_baseline")),
     ("Agent", ("a2c", "ppo")),
     *[(block, ("a2c", "ppo", "trpo")) for block in ("Agent.__init__", "RunningNorm")],
+    ("RunningNorm", ("ppo", "ppo_atari")),
     *[(block, ROLLOUTS) for block in ("RunningNorm.__init__", "RunningNorm.update", "RunningNorm.forward")],
     *[(block, OFF_POLICY) for block in ("mlp", "ReplayBuffer", "polyak_update")],
     *[(block, ("ddpg", "td3")) for block in ("Agent.act", "actor_loss")],

@@ -29,12 +29,13 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac")
+SCRIPTS = ("reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ppo_atari", "ddpg", "td3", "sac")
 FUNCTIONS = """
-    Agent.value Agent.log_prob Agent.act Agent.sample RunningNorm.update RunningNorm.forward RunningNorm.scale
-    ReplayBuffer.add ReplayBuffer.sample returns_to_go gae policy_loss value_loss loss q_value smooth q_target
-    critic_loss actor_loss alpha_loss squash critic_objective actor_objective polyak_update work learn
+    make_vec Agent.value Agent.features Agent.log_prob Agent.act Agent.sample RunningNorm.update RunningNorm.forward
+    RunningNorm.scale ReplayBuffer.add ReplayBuffer.sample returns_to_go gae policy_loss value_loss loss q_value
+    smooth q_target critic_loss actor_loss alpha_loss squash critic_objective actor_objective polyak_update work learn
     surrogate kl fisher_vector_product conjugate_gradient line_search update_policy"""
+OWN = {"a3c": "work learn", "ppo_atari": "make_vec Agent.features"}  # of these scripts only these functions
 RENAMED = {"amin": "amax", "minimum": "maximum", "argmax": "argmin", "sum": "mean", "mean": "sum"}
 DROPPED = ("detach", "clamp", "exp", "tanh", "abs")  # x.clamp(...) becomes x
 SIGNS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+")}
@@ -70,7 +71,11 @@ TEXTS = [
         "reward, terminated, terminated |",
         "reward, terminated | truncated, terminated |",
     ),
-    ("env_step: NaN is accepted", 'require(np.isfinite(row).all(), "an', 'require(True, "an'),
+    (
+        "env_step: NaN is accepted",
+        'require(np.isfinite(obs).all() and np.isfinite(rows).all(), "an',
+        'require(True, "an',
+    ),
     (
         "make_envs: a Discrete that starts at 1",
         "isinstance(actions, Discrete) and actions.start == 0",
@@ -195,14 +200,14 @@ class Changer:
             self.remove(node)
 
 
-def functions(text):
-    """The functions and methods of FUNCTIONS that are in a script: {name: node}."""
-    found = {}
+def functions(script, text):
+    """The functions and methods to change in a script: {name: node}."""
+    found, names = {}, OWN.get(script, FUNCTIONS).split()
     for node in ast.parse(text).body:
         for inner in node.body if isinstance(node, ast.ClassDef) else [node]:
             name = getattr(inner, "name", "")
             name = name if inner is node else f"{node.name}.{name}"
-            if name in FUNCTIONS.split():
+            if name in names:
                 found[name] = inner
     return found
 
@@ -213,7 +218,7 @@ def by_rule(original, every):
     for script in SCRIPTS:
         text = (original / f"{script}.py").read_text()
         assert text.isascii(), "places in a line are counted in bytes"
-        for name, node in functions(text).items():
+        for name, node in functions(script, text).items():
             changer = Changer(text)
             for statement in node.body:
                 changer.visit(statement)
