@@ -306,7 +306,7 @@ def finish_row(result):
 
 
 def sides_of(comparison, args):
-    """Who takes turns: SBX has neither A2C nor these two, the first edition had not; SBX is measured on the CPU alone."""
+    """Who takes turns. SBX has no A2C and is measured on the CPU; it and the first edition have none of NEW."""
     missing = {"sbx"} if comparison.script in ("a2c.py", *NEW) or args.device == "cuda" else set()
     missing |= {"old"} if args.old is None or comparison.script in NEW else set()
     return [side for side in SIDES if side in args.sides and side not in missing]
