@@ -18,6 +18,18 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "figures"
+COLOURS = {  # Okabe and Ito's, which the colour-blind tell apart; one for each script, in every figure
+    "reinforce": "#999999",
+    "reinforce_baseline": "#56B4E9",
+    "a2c": "#009E73",
+    "a3c": "#E69F00",
+    "trpo": "#CC79A7",
+    "ppo": "#0072B2",
+    "ddpg": "#E69F00",
+    "td3": "#D55E00",
+    "sac": "#0072B2",
+}
 PACKAGES = ("torch", "gymnasium", "numpy", "stable_baselines3")
 PROVENANCE = ("date", "commit", "command", "python", *PACKAGES, "cpu", "cores")
 LAST_LINE = re.compile(
@@ -32,12 +44,12 @@ def fail(message, status=2):
     sys.exit(status)
 
 
-def parse_args(cls, description, argv):
+def parse_args(cls, description, argv, default=None):
     """Command-line arguments -> an instance of the dataclass cls; one line and exit status 2 if they are wrong."""
     box = io.StringIO()
     try:
         with redirect_stderr(box):
-            return tyro.cli(cls, description=description, args=argv)
+            return tyro.cli(cls, description=description, args=argv, **({"default": default} if default else {}))
     except SystemExit as stop:
         if stop.code:
             fail(box.getvalue().encode("ascii", "ignore").decode().split(" error: ")[-1])
@@ -255,3 +267,52 @@ def replace_rows(path, columns, rows):
     draft.unlink(missing_ok=True)
     append_rows(draft, columns, rows)
     draft.replace(path)
+
+
+def panels(rows, columns):
+    """A figure for a page, and its axes: an array of rows, or of one row's axes."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"svg.hashsalt": "figures", "font.size": 10}
+    width = 9 if columns < 3 else 11
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 3.4 * rows), layout="constrained")
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def steps_axis(axis):
+    """Environment steps as 20k or 1M."""
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1000:g}k" if x else "0")
+
+
+def legend(figure, handles, labels, columns=4):
+    """Above the panels."""
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def save_figure(figure, path):
+    """The same bytes from the same numbers."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def markdown(header, rows):
+    """A table's lines."""
+    return [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def with_table(text, mark, lines):
+    """A page with these lines between <!-- mark --> and <!-- end -->."""
+    head, _, rest = text.partition(f"<!-- {mark} -->\n")
+    if not rest:
+        fail(f"the page has no <!-- {mark} -->")
+    return f"{head}<!-- {mark} -->\n" + "\n".join(lines) + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
+
+
+def write_table(page, mark, lines):
+    """Put a table into a page."""
+    page.write_text(with_table(page.read_text(), mark, lines))

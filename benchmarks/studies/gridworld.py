@@ -1,4 +1,4 @@
-"""A gridworld whose best values are known exactly; python a2c.py --env-id benchmarks.gridworld:Gridworld-v0."""
+"""A gridworld whose best values are known exactly; python a2c.py --env-id benchmarks.studies.gridworld:Gridworld-v0."""
 
 import gymnasium as gym
 import numpy as np
