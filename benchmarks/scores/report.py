@@ -1,0 +1,164 @@
+"""What run.py has measured: the table of scores in docs/results.md, and figures of learning curves.
+
+    python benchmarks/scores/report.py
+
+A score is of the final policy, not of the best on the way: the interquartile mean over seeds, with a 95 % stratified
+bootstrap interval (rliable); of fewer than four seeds the mean. Runs count that have the flags of suite.toml and end
+with an evaluation of 100 episodes; of each seed the newest. Rows of scripts that have changed since are marked.
+"""
+
+import shlex
+import statistics
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import run
+from rliable import library
+from run import common
+
+RESAMPLINGS = 2000  # of the bootstrap
+SAME_TOTAL = 0.05  # two runs of one --total-timesteps differ by less: they end with a rollout, or with its episodes
+POINTS = 40  # of a curve
+FIGURES = {
+    "learning_control": "Return of the greedy policy over environment steps, classic control and Box2D",
+    "learning_mujoco": "Return of the greedy policy over environment steps, MuJoCo",
+}
+
+
+@dataclass
+class Args:
+    table: Path = common.RESULTS / "suite.csv"  # runs, as run.py wrote them; NAME_curves.csv has their curves
+    suite: Path = run.HERE / "suite.toml"  # table of flags: runs with other flags are left out
+    peers: Path = run.HERE / "peers.toml"  # published scores
+    page: Path = common.ROOT / "docs" / "results.md"  # where the table goes: <!-- scores --> ... <!-- end -->
+    figures: Path = common.FIGURES
+    episodes: int = 100  # only runs whose final evaluation was of so many episodes
+
+
+def choose(rows):
+    """The newest row of each seed, of as many steps as the newest of all, in the order of seeds."""
+    newest = max(rows, key=lambda row: row["date"], default=None)
+    chosen = {}
+    for row in sorted(rows, key=lambda row: row["date"]):
+        if abs(int(row["steps"]) / int(newest["steps"]) - 1) < SAME_TOTAL:
+            chosen[int(row["seed"])] = row
+    return [chosen[seed] for seed in sorted(chosen)]
+
+
+def read_cells(args):
+    """What was measured with the flags of the suite -> {(environment, name): rows}, all of its cells in its order."""
+    curves, found = {}, {}
+    for row in common.read_rows(run.curves_of(args.table), run.CURVE_COLUMNS):
+        curves.setdefault((row["key"], row["seed"]), []).append(row)
+    for row in common.read_rows(args.table, run.COLUMNS):
+        if int(row["episodes"]) == args.episodes:
+            row["curve"] = curves.get((row["key"], row["seed"]), [])
+            found.setdefault((row["script"], row["env"], *shlex.split(row["flags"])), []).append(row)
+    entries = run.read_suite(args.suite)
+    return {
+        (env, name): choose(found.get((source.name, env, *shlex.split(flags)), []))
+        for (env, name), (source, flags) in entries.items()
+    }
+
+
+def iqm(scores):
+    """Interquartile mean over seeds and tasks: scores (seeds, tasks, ...) -> (...), at least one axis.
+
+    It is rliable's metrics.aggregate_iqm for each point of a curve at once. Of fewer than four numbers nothing is cut.
+    """
+    scores = np.sort(scores.reshape(-1, *scores.shape[2:]), axis=0)
+    cut = len(scores) // 4
+    return np.atleast_1d(scores[cut : len(scores) - cut].mean(0))
+
+
+def interval(scores):
+    """The interquartile mean of scores (seeds, tasks, ...), and both ends of its interval, all (...)."""
+    np.random.seed(0)  # the generator that rliable draws from, whatever random_state it is given
+    points, ends = library.get_interval_estimates({"": scores}, iqm, reps=RESAMPLINGS)
+    return points[""], *ends[""]
+
+
+def score_text(rows):
+    """'500.0 (499.1 to 500.0), n 10'; for fewer than four seeds, which tell no interval, without; empty for none."""
+    if not rows:
+        return ""
+    scores = np.array([float(row["eval_return"]) for row in rows])
+    (mean,), (low,), (high,) = interval(scores[:, None])
+    band = f" ({low:,.1f} to {high:,.1f})" if len(rows) > 3 else ""
+    return f"{mean:,.1f}{band}, n {len(rows)}"
+
+
+def is_old(rows):
+    """Whether a row was measured on other contents of its script than there are now."""
+    return any(row["script_sha256"] != common.contents_sha256(common.ROOT / row["script"]) for row in rows)
+
+
+def scores_table(cells, peers):
+    """A line for each of our scripts in each environment: what it reached, what its peer did here, what was published."""
+    lines = []
+    for (env, name), ours in cells.items():
+        if " " in name:  # a peer, such as: sb3 ppo
+            continue
+        theirs, published = cells.get((env, f"sb3 {name}"), []), peers.get(env, {}).get(name, {})
+        deviation = f" ± {published['deviation']:,.1f}" if "deviation" in published else ""
+        median = lambda column, rows=ours or theirs: f"{statistics.median(float(x[column]) for x in rows):,.0f}"  # noqa: E731
+        mark = " *" if ours and is_old(ours) else ""
+        line = [env, f"`{name}.py`", median("steps") if ours or theirs else "", median("seconds") if ours else ""]
+        line += [score_text(ours) + mark, score_text(theirs)]
+        lines.append([*line, f"{published['score']:,.1f}{deviation}" if published else "", published.get("source", "")])
+    header = ("environment", "script", "steps", "seconds", "score (95 %)", "SB3, here", "published", "source")
+    return common.markdown(header, lines)
+
+
+def curve_of(rows):
+    """Greedy evaluations of the seeds of one cell -> steps (points,), values (seeds, points)."""
+    runs = []
+    for row in rows:
+        points = sorted((int(x["steps"]), float(x["eval_return"])) for x in row["curve"] if x["eval_return"] != "")
+        runs.append(np.array(points).reshape(-1, 2).T)
+    steps = np.linspace(max(x[0] for x, _ in runs), min(x[-1] for x, _ in runs), POINTS)
+    return steps, np.stack([np.interp(steps, x, y) for x, y in runs])
+
+
+def draw(cells, peers, group):
+    """A panel for each environment of a group: a band for each script -> figure"""
+    envs = [
+        env
+        for env in dict.fromkeys(env for env, _ in cells)
+        if (peers[env]["group"] == "MuJoCo") == (group == "MuJoCo")
+    ]
+    figure, axes = common.panels(-(-len(envs) // 3), 3)
+    handles = {}
+    for axis in axes.flat[len(envs) :]:
+        axis.set_axis_off()
+    for axis, env in zip(axes.flat, envs, strict=False):
+        for (other, name), rows in cells.items():
+            if other == env and rows and " " not in name:
+                steps, values = curve_of(rows)
+                (middle, low, high), colour = interval(values[:, None]), common.COLOURS[name]
+                (handles[name],) = axis.plot(steps, middle, color=colour)
+                axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.set(title=env, xlabel="environment steps", ylabel="return, greedy policy")
+        common.steps_axis(axis)
+    common.legend(figure, handles.values(), handles.keys(), columns=len(handles))
+    return figure
+
+
+def main():
+    """Write the table and draw the figures, of whatever was measured."""
+    args = common.parse_args(Args, __doc__, sys.argv[1:])
+    cells, peers = read_cells(args), tomllib.loads(args.peers.read_text())
+    if not any(cells.values()):
+        common.fail(f"--table {args.table} has no run with the flags of {args.suite} over {args.episodes} episodes")
+    common.write_table(args.page, "scores", scores_table(cells, peers))
+    for name, group in zip(FIGURES, ("control", "MuJoCo"), strict=True):
+        common.save_figure(draw(cells, peers, group), args.figures / f"{name}.svg")
+    for (env, name), rows in cells.items():
+        print(f"{name} {env} | {score_text(rows) or 'no run'}")
+
+
+if __name__ == "__main__":
+    main()
