@@ -1,12 +1,12 @@
 """Side by side with Stable-Baselines3 and SBX: steps per second at equal sizes, and seconds until solved.
 
-    python benchmarks/speed.py
-    python benchmarks/speed.py --threads 2 --only ppo-equal-sizes --sides eager stable_baselines3
-    python benchmarks/speed.py --readme
+    python benchmarks/speed/speed.py
+    python benchmarks/speed/speed.py --threads 2 --only ppo-equal-sizes --sides eager stable_baselines3
+    python benchmarks/speed/speed.py --draw
 
 Whole processes take turns (A B C D A B C D ...), so that what else the machine does falls on all; a ratio is the median
-over the turns of ours / theirs. Our updates are also measured beside their matrix products alone (floor.py). A process
-has as many cores as threads. --readme writes the tables of docs/results.md from the results, and measures nothing.
+over the turns of ours / theirs. A process has as many cores as threads. --draw writes the tables of docs/results.md,
+and measures nothing.
 """
 
 import json
@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import common
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import common
 
 # Sides, and the flags that they add to our script
 OURS = {"eager": "", "compiled": "--compile", "old": ""}  # old: the scripts of another commit, by --old
@@ -44,9 +46,6 @@ COLUMNS = (
     "solved_at_steps",
     "solved_seconds",
     "peak_rss_mb",
-    "update_ms",
-    "floor_ms",
-    "multiple",
     "sbx",
     *common.PROVENANCE,
 )
@@ -63,8 +62,8 @@ class Args:
     sides: tuple[Literal["eager", "compiled", "old", "stable_baselines3", "sbx"], ...] = SIDES  # who takes turns
     old: Path | None = None  # a checkout of another commit, whose scripts take turns as the side "old"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of every side but old and SBX
-    out: Path = Path("benchmarks/results/speed.csv")  # table of all runs; rows of the same comparison are replaced
-    readme: bool = False  # write the tables of docs/results.md from --out and stop
+    out: Path = common.RESULTS / "speed.csv"  # table of all runs; rows of the same comparison are replaced
+    draw: bool = False  # write the tables of docs/results.md from --out and stop
 
 
 @dataclass
@@ -224,7 +223,7 @@ for name, flags in OURS_SOLVED.items():
         peer = peers[name] | {"algorithm": name.upper()}
         COMPARISONS.append(Comparison(f"{name}-{ending}", f"{name}.py", flags, peer, threshold, threads))
 NEW = ("trpo.py", "ppo_atari.py")
-FLOOR, PEER = (common.ROOT / "benchmarks" / name for name in ("floor.py", "peer.py"))
+PEER = Path(__file__).parent / "peer.py"
 
 
 def run(command, folder, threads):
@@ -259,10 +258,6 @@ def run_ours(comparison, side, seed, threads, args):
         run_folder = Path(folder, result["folder"])
         clock = common.read_clock(run_folder)
         solved = None if comparison.solved is None else common.solved_at(run_folder, comparison.solved)
-        floor = {}
-        has_floor = side != "old" and comparison.script not in NEW  # these do more than products
-        if comparison.solved is None and has_floor:
-            floor = json.loads(run([command[0], str(FLOOR), *command[1:]], folder, threads)[0])
         steps, rate = result["steps"], result["steps_per_second"]  # the line's seconds have one digit, its rate more
         half = min((step for step in clock if step >= steps / 2), default=None)
         return {
@@ -274,7 +269,6 @@ def run_ours(comparison, side, seed, threads, args):
             "solved_at_steps": solved,
             "solved_seconds": clock.get(solved),
             "peak_rss_mb": peak,
-            **floor,
         }
 
 
@@ -300,8 +294,7 @@ def finish_row(result):
     elif result["half_steps"] is not None and result["half_steps"] < steps:
         rate = (steps - result["half_steps"]) / (seconds - result["half_seconds"])
         row["second_half_steps_per_second"] = f"{rate:.1f}"
-    numbers = ("startup_seconds", "update_ms", "floor_ms", "multiple")
-    row |= {name: f"{result[name]:.3f}" for name in numbers if name in result}
+    row["startup_seconds"] = f"{result['startup_seconds']:.3f}"
     return row | {"peak_rss_mb": f"{result['peak_rss_mb']:.1f}"}
 
 
@@ -368,8 +361,6 @@ def lines_of(rows):
             cells += [median(mine, ",.0f"), median(values(rows, side, "second_half_steps_per_second"), ",.0f")]
         others = PEERS if solved else (*PEERS, "old")
         cells += [ratio(mine, values(rows, other, *columns)) if side in OURS else "" for other in others]
-        if not solved:
-            cells += [median(values(rows, side, name), ".2f") for name in ("update_ms", "multiple")]
         cells += [
             median(values(rows, side, "startup_seconds"), ".1f"),
             median(values(rows, side, "peak_rss_mb"), ".0f"),
@@ -380,8 +371,7 @@ def lines_of(rows):
 
 def tables(rows):
     """Two tables of all rows: steps per second at equal sizes, and seconds until solved."""
-    equal = "| | threads | side | steps/s | second half | / SB3 | / SBX | / old "
-    equal += "| update, ms | / floor | start, s | peak, MB |"
+    equal = "| | threads | side | steps/s | second half | / SB3 | / SBX | / old | start, s | peak, MB |"
     solved = "| | threads | side | solved | at step | at s | / SB3 | / SBX | start, s | peak, MB |"
     texts = []
     for ending, header in (("-equal-sizes", equal), ("-solved", solved)):
@@ -416,7 +406,7 @@ def main():
         common.fail(f"--sides {' '.join(args.sides)}: nobody of these is in what --only names")
     rows = common.open_rows(args.out, COLUMNS)  # fails now rather than after the runs
     readme = common.ROOT / "docs" / "results.md"
-    if args.readme:
+    if args.draw:
         if not rows:
             common.fail(f"{args.out} has no rows, and docs/results.md keeps its tables")
         readme.write_text(with_tables(readme.read_text(), rows))
