@@ -1,6 +1,6 @@
 """Train with Stable-Baselines3 as its zoo does, and leave what our scripts leave, for run.py to make a row of.
 
-    python benchmarks/sb3.py --algorithm ppo --env-id CartPole-v1 --num-envs 8 --hyper '{"n_steps": 32}'
+    python benchmarks/scores/sb3.py --algorithm ppo --env-id CartPole-v1 --num-envs 8 --hyper '{"n_steps": 32}'
     ... --evaluate RUN --eval-episodes 100
 
 Only the end of a run is saved: one that is interrupted has no checkpoint, and run.py begins it again.
