@@ -97,16 +97,18 @@ def is_old(rows):
 
 
 def scores_table(cells, peers):
-    """A line for each of our scripts in each environment: what it reached, what its peer did here, what was published."""
+    """A line for each of our scripts in each environment: its score, its peer's here, and what was published."""
     lines = []
     for (env, name), ours in cells.items():
         if " " in name:  # a peer, such as: sb3 ppo
             continue
         theirs, published = cells.get((env, f"sb3 {name}"), []), peers.get(env, {}).get(name, {})
         deviation = f" ± {published['deviation']:,.1f}" if "deviation" in published else ""
-        median = lambda column, rows=ours or theirs: f"{statistics.median(float(x[column]) for x in rows):,.0f}"  # noqa: E731
         mark = " *" if ours and is_old(ours) else ""
-        line = [env, f"`{name}.py`", median("steps") if ours or theirs else "", median("seconds") if ours else ""]
+        line = [env, f"`{name}.py`"]
+        for column in ("steps", "seconds"):
+            values = [float(row[column]) for row in ours or theirs]
+            line.append(f"{statistics.median(values):,.0f}" if values else "")
         line += [score_text(ours) + mark, score_text(theirs)]
         lines.append([*line, f"{published['score']:,.1f}{deviation}" if published else "", published.get("source", "")])
     header = ("environment", "script", "steps", "seconds", "score (95 %)", "SB3, here", "published", "source")

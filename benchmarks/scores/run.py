@@ -106,11 +106,10 @@ def read_suite(path):
 
 
 def make_tasks(args):
-    """All runs that are asked for, seed by seed: a grid that is stopped has about as many seeds in each of its cells."""
+    """All runs that are asked for, seed by seed, so that a grid that is stopped has as many seeds in each cell."""
     entries, origin = read_suite(args.suite), common.origin()
-    for flag, asked, known in zip(
-        ("--envs", "--scripts"), (args.envs, args.scripts), zip(*entries, strict=True), strict=True
-    ):
+    envs, scripts = zip(*entries, strict=True)
+    for flag, asked, known in (("--envs", args.envs, envs), ("--scripts", args.scripts, scripts)):
         if unknown := set(asked) - set(known):
             common.fail(f"{flag} {unknown.pop()}: {args.suite} has {', '.join(dict.fromkeys(known))}")
     return [
