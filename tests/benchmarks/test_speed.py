@@ -1,4 +1,4 @@
-"""benchmarks/speed.py: peers get the same flags as our scripts, and a run that never solves counts as infinite."""
+"""benchmarks/speed/speed.py: peers get the same flags as our scripts, and a run that never solves counts as infinite."""
 
 import importlib
 import math
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def speed(monkeypatch):
-    monkeypatch.syspath_prepend(harness.ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(harness.ROOT / "benchmarks" / "speed")
     return importlib.import_module("speed")
 
 
@@ -34,9 +34,9 @@ def in_their_words(args, name):
 
 @pytest.mark.parametrize("name", ["ppo", "a2c", "ddpg", "td3", "sac"])
 def test_peer_has_our_flags(name, speed):
-    comparison = next(x for x in speed.COMPARISONS if x.name == f"{name}-same-flags-solved")
-    args = harness.parse(name, *comparison.flags.split())
-    peer, defaults = comparison.peer, {"a2c": {"gamma": 0.99, "gae_lambda": 1.0}}.get(name, {})
+    spec = speed.COMPARISONS[f"{name}-same-flags-solved"]
+    args = harness.parse(name, *spec["flags"].split())
+    peer, defaults = spec["peer"], {"a2c": {"gamma": 0.99, "gae_lambda": 1.0}}.get(name, {})
     assert (peer["env_id"], peer["num_envs"], peer["steps"]) == (args.env_id, args.num_envs, args.total_timesteps)
     assert defaults | peer["flags"] == in_their_words(args, name) | {"policy": "MlpPolicy"}
 
@@ -46,10 +46,18 @@ def test_unsolved_run_counts_as_infinite_time(speed):
     assert speed.ratio(mine, theirs) == "0.50 (0.00 to inf)"  # the last turn has no solved run
 
 
-def test_readme_shows_the_committed_rows(speed):
-    rows = speed.common.read_rows(harness.ROOT / "benchmarks" / "results" / "speed.csv", speed.COLUMNS)
-    text = (harness.ROOT / "docs" / "results.md").read_text()
+def test_every_comparison_is_understood(speed):
+    """Our script takes its flags, and the peer has an algorithm of its name."""
+    for name, spec in speed.COMPARISONS.items():
+        assert name.endswith(("-equal-sizes", "-solved"))
+        harness.parse(spec["script"].removesuffix(".py"), *spec["flags"].split())
+        assert spec["peer"].keys() >= {"algorithm", "env_id", "num_envs", "steps", "flags"}
+        assert ("solved" in spec) == name.endswith("-solved")
+
+
+def test_page_shows_the_committed_rows(speed):
+    rows = speed.common.read_rows(speed.common.RESULTS / "speed.csv", speed.COLUMNS)
+    page = (harness.ROOT / "docs" / "results.md").read_text()
     assert rows
-    assert speed.with_tables(text, rows) == text
-    broken = [row | {"steps_per_second": "1"} for row in rows]
-    assert speed.with_tables(text, broken) != text  # so the marks are there
+    for mark, lines in speed.tables(rows).items():
+        assert speed.common.with_table(page, mark, lines) == page
