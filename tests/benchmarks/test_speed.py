@@ -1,4 +1,4 @@
-"""benchmarks/speed/speed.py: peers get the same flags as our scripts, and a run that never solves counts as infinite."""
+"""benchmarks/speed/speed.py: peers get the flags of our scripts; a run that never solves counts as infinite."""
 
 import importlib
 import math

@@ -1,6 +1,6 @@
 """Where a script's time goes: its parts, and an update beside its matrix products alone.
 
-    python benchmarks/speed/profile.py ppo.py --num-envs 8 --num-steps 32 --num-minibatches 1 --update-epochs 20
+    python benchmarks/speed/parts.py ppo.py --num-envs 8 --num-steps 32 --num-minibatches 1 --update-epochs 20
 
 Flags go to the script, which is trained once, with a clock around its functions. A part that stands under another is
 contained in it. Then some updates are made again and again, in turn with their products: every mm, bmm, addmm, baddbmm

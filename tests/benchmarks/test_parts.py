@@ -1,7 +1,6 @@
-"""benchmarks/speed/profile.py and scaling.py: the parts of a run, the products of an update, the table of sizes."""
+"""benchmarks/speed/parts.py and scaling.py: the parts of a run, the products of an update, the table of sizes."""
 
 import importlib
-import importlib.util
 import subprocess
 import sys
 
@@ -17,43 +16,39 @@ SPEED = ROOT / "benchmarks" / "speed"
 
 
 @pytest.fixture
-def load(folder, monkeypatch):
-    """A module of benchmarks/speed; profile has the name of one of Python's own."""
+def parts(folder, monkeypatch):
     monkeypatch.syspath_prepend(SPEED)
-    spec = importlib.util.spec_from_file_location("profile_of_a_script", SPEED / "profile.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("parts")
 
 
-def batches(profile, script, count):
+def batches(parts, script, count):
     module, row = importlib.import_module(script), SCRIPTS[script]
     flags = ("--env-id", row.env_ids[0], *row.short, "--total-timesteps", "3000", "--device", "cpu")
-    return module, *profile.batches_of(module, parse(script, *flags), count)
+    return module, *parts.batches_of(module, parse(script, *flags), count)
 
 
 @pytest.mark.parametrize("script", PRODUCTS)
-def test_floor_counts_the_products_of_an_update(script, load, monkeypatch):
-    monkeypatch.setattr(load, "ROUNDS", 2)
-    update_ms, floor_ms, products = load.floor(*batches(load, script, load.UPDATES))
+def test_floor_counts_the_products_of_an_update(script, parts, monkeypatch):
+    monkeypatch.setattr(parts, "ROUNDS", 2)
+    update_ms, floor_ms, products = parts.floor(*batches(parts, script, parts.UPDATES))
     assert products == PRODUCTS[script]
     assert update_ms > 0
     assert floor_ms > 0
 
 
 @pytest.mark.parametrize("script", ["ppo", *OFF_POLICY])
-def test_repeated_update_moves_every_parameter(script, load):
-    module, run, found = batches(load, script, 2)
+def test_repeated_update_moves_every_parameter(script, parts):
+    module, run, found = batches(parts, script, 2)
     before = [parameter.clone() for parameter in run.state["agent"].parameters()]
-    load.update(module, run, module.backward, found)
+    parts.update(module, run, module.backward, found)
     changed = [not torch.equal(*pair) for pair in zip(before, run.state["agent"].parameters(), strict=True)]
     assert sum(changed) >= len(changed) - 1  # PPO's log_std has no gradient on CartPole
 
 
 @pytest.mark.slow
-def test_profile_names_what_a_run_calls(folder):
+def test_parts_names_what_a_run_calls(folder):
     flags = ["--total-timesteps", "10240", "--num-envs", "8", "--eval-episodes", "1", "--hidden-size", "8"]
-    command = [sys.executable, str(SPEED / "profile.py"), "ppo.py", *flags]
+    command = [sys.executable, str(SPEED / "parts.py"), "ppo.py", *flags]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
@@ -63,7 +58,7 @@ def test_profile_names_what_a_run_calls(folder):
     assert "its 16 matrix products alone" in lines[-1]
 
 
-def test_page_of_scaling_shows_the_committed_rows(load):
+def test_page_of_scaling_shows_the_committed_rows(parts):
     scaling = importlib.import_module("scaling")
     rows = scaling.common.read_rows(scaling.PATH, scaling.COLUMNS)
     page = (ROOT / "docs" / "scaling.md").read_text()
