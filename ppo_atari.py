@@ -7,7 +7,7 @@
 Maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)]
 with ratio = pi(a|s) / pi_old(a|s), advantage A (GAE, https://arxiv.org/abs/1506.02438), R = A + V_old(s), entropy H.
 
-    python ppo_atari.py  # or --env-id ale_py:ALE/Breakout-v5
+    python ppo_atari.py  # Pong from pixels
     ... --resume runs/FOLDER --total-timesteps 6000000
 
 Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
