@@ -166,6 +166,7 @@ def signal_rank(process, rank, folder, number=signal.SIGKILL):
     return process.returncode, stdout, stderr
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 @pytest.mark.parametrize("never_stopped", ["td3"], indirect=True)  # it has a replay buffer to lose
 def test_killed_rank_ends_the_run_which_resumes_to_same_bits(never_stopped, tmp_path, monkeypatch):
