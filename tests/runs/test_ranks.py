@@ -130,6 +130,7 @@ def test_statistics_are_of_all_processes(script, of_two):
         torch.testing.assert_close(torch.tensor(found), torch.tensor([[4.0, 5.0], [4.0, 5.0]]))
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 @pytest.mark.parametrize("script", ["td3"])
 def test_run_leaves_no_thread_of_its_process_group(script, tmp_path):
