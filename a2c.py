@@ -9,7 +9,7 @@ with advantage A (GAE, https://arxiv.org/abs/1506.02438; as in A3C at lambda 1),
 
     python a2c.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
-    ... --resume runs/FOLDER --total-timesteps 500000
+    ... --resume runs/FOLDER
 
 Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
 """

@@ -10,7 +10,7 @@
 
     python ddpg.py
     ... --num-envs 4 --total-timesteps 24000
-    ... --resume runs/FOLDER --total-timesteps 20000
+    ... --resume runs/FOLDER
 
 Shapes: N environments act; B transitions are a batch; D numbers are an observation, A an action.
 """

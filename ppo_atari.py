@@ -7,8 +7,8 @@
 Maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)]
 with ratio = pi(a|s) / pi_old(a|s), advantage A (GAE, https://arxiv.org/abs/1506.02438), R = A + V_old(s), entropy H.
 
-    python ppo_atari.py  # or --env-id ale_py:ALE/Breakout-v5
-    ... --resume runs/FOLDER --total-timesteps 6000000
+    python ppo_atari.py  # Pong from pixels
+    ... --resume runs/FOLDER
 
 Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
 """
@@ -80,6 +80,7 @@ def make_vec(args, num_envs, training, **kwargs):
             args, ale = replace(args, async_envs=True), {"frameskip": 1}
             ale["wrappers"] = [gym.wrappers.AtariPreprocessing, lambda e: gym.wrappers.FrameStackObservation(e, 4)]
         kwargs = {"repeat_action_probability": 0} | ale | kwargs
+    torch.manual_seed(args.seed)  # evaluations sample actions
     envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
     space = envs.single_observation_space
     if not isinstance(space, Box) or len(space.shape) != 1:
@@ -95,10 +96,9 @@ class Agent(nn.Module):
         super().__init__()
         D, A = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
         self.discrete = isinstance(envs.single_action_space, Discrete)
-        self.shape = envs.unwrapped.single_observation_space.shape
+        relu, self.shape = nn.ReLU(), envs.unwrapped.single_observation_space.shape
         require(len(self.shape or ()) == 3 and envs.observation_space.dtype == np.uint8, f"{D} numbers, not an image")
-        C, relu = min(self.shape), nn.ReLU()
-        convs = nn.Conv2d(C, 32, 8, 4), relu, nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3), relu
+        convs = nn.Conv2d(min(self.shape), 32, 8, 4), relu, nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3), relu
         self.cnn = nn.Sequential(nn.Upsample(84), *convs, nn.Flatten(), nn.Linear(64 * 7 * 7, 512), relu)
         self.cnn.apply(lambda m: hasattr(m, "weight") and nn.init.orthogonal_(m.weight, 2**0.5))
         self.norm_return = RunningNorm(1)
@@ -129,7 +129,7 @@ class Agent(nn.Module):
         """Actions (N,) or (N, A) for obs (N, D): sampled, or the mode if greedy."""
         output = self.actor(self.features(obs))
         if self.discrete:
-            return output.argmax(-1) if greedy else output.softmax(-1).multinomial(1).squeeze(-1)
+            return output.softmax(-1).multinomial(1).squeeze(-1)  # in evaluations too
         return output if greedy else output + self.log_std.exp() * torch.randn_like(output)
 
 

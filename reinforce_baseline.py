@@ -9,7 +9,7 @@ with the return R[t] = reward[t] + gamma R[t+1], summed to the end of the episod
 
     python reinforce_baseline.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
-    ... --resume runs/FOLDER --total-timesteps 500000
+    ... --resume runs/FOLDER
 
 Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
 """

@@ -54,6 +54,7 @@ def test_updates_of_both_workers_arrive(folder):
     assert 0 <= rates[-1] < rates[0] / 10
 
 
+@pytest.mark.slow
 def test_resumed_run_goes_on_from_its_checkpoint(folder):
     _, first = train("a3c", *SHORT, "--total-timesteps", 640)
     saved = checkpoint(first.folder)
@@ -182,6 +183,7 @@ def test_cell_says_what_to_do(folder):
         cell["train"](cell["Args"](total_timesteps=100))
 
 
+@pytest.mark.slow
 def test_train_works_in_a_thread_and_twice(folder):
     ended = []
     flags = (*SHORT, "--total-timesteps", 320)

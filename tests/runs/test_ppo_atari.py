@@ -60,18 +60,36 @@ def test_evaluation_is_the_score_of_the_game():
     with closing(ppo_atari.make_envs(args, 1)) as envs:
         agent = ppo_atari.Agent(envs, args)
     scores = ppo_atari.evaluate(agent, args, 2)
+    torch.manual_seed(5)
     game = dict(repeat_action_probability=0.0, reward_clipping=False)
     with closing(gym.make_vec(PACMAN, 2, None, **game)) as envs:
         obs, _ = envs.reset(seed=5)
         expected, done = np.zeros(2), np.zeros(2, bool)
         while not done.all():
-            with torch.no_grad():
-                logits = agent.actor(agent.features(torch.as_tensor(obs.reshape(2, -1))))
-            obs, reward, terminated, truncated, _ = envs.step(logits.argmax(-1).numpy())
+            action = agent.act(torch.as_tensor(obs.reshape(2, -1))).numpy()
+            obs, reward, terminated, truncated, _ = envs.step(action)
             expected += np.where(done, 0, reward)
             done |= terminated | truncated
     assert scores.tolist() == expected.tolist()
     assert (scores > 0).all()
+
+
+def test_evaluation_again_samples_the_same_actions(folder):
+    _, result = train("ppo_atari", *CATCH, "--total-timesteps", 128, "--eval-episodes", 20)
+    again, other = (train("ppo_atari", "--evaluate", result.folder, *flags)[1] for flags in ((), ("--seed", 2)))
+    assert (again.mean, again.deviation) == (result.mean, result.deviation)
+    assert again.mean != other.mean
+
+
+def test_untrained_policy_ends_its_games():
+    """The most likely action alone might never fire a new ball in Breakout."""
+    args = parse("ppo_atari", "--env-id", "ale_py:ALE/Breakout-v5")
+    with closing(ppo_atari.make_envs(args, 1)) as envs:
+        agent = ppo_atari.Agent(envs, args)
+        steps, act = [], agent.act
+    agent.act = lambda obs, greedy: steps.append(1) or act(obs, greedy)
+    ppo_atari.evaluate(agent, args, 4)
+    assert len(steps) < 2000
 
 
 @pytest.mark.parametrize(

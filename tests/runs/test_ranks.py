@@ -130,6 +130,7 @@ def test_statistics_are_of_all_processes(script, of_two):
         torch.testing.assert_close(torch.tensor(found), torch.tensor([[4.0, 5.0], [4.0, 5.0]]))
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 @pytest.mark.parametrize("script", ["td3"])
 def test_run_leaves_no_thread_of_its_process_group(script, tmp_path):
@@ -166,6 +167,7 @@ def signal_rank(process, rank, folder, number=signal.SIGKILL):
     return process.returncode, stdout, stderr
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 @pytest.mark.parametrize("never_stopped", ["td3"], indirect=True)  # it has a replay buffer to lose
 def test_killed_rank_ends_the_run_which_resumes_to_same_bits(never_stopped, tmp_path, monkeypatch):

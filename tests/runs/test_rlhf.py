@@ -20,10 +20,8 @@ SMALL = (
 STAGES = (6400, 12_800, 19_200)  # the steps at which each ends
 
 
-@pytest.mark.parametrize(
-    ("stage", "checkpoints"),
-    [pytest.param(1, 3, marks=pytest.mark.slow), pytest.param(2, 13, marks=pytest.mark.slow), (3, 23)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "checkpoints"), [(1, 3), (2, 13), (3, 23)])
 def test_run_killed_in_any_stage_resumes_to_the_same_bits(stage, checkpoints, folder):
     status, *_ = stop(signal.SIGKILL, "rlhf", *SMALL, cwd=folder, checkpoints=checkpoints)
     assert status == -signal.SIGKILL
