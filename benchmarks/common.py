@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,15 +66,6 @@ def parse_seeds(text):
     if len(set(seeds)) < len(seeds):
         fail(f"--seeds {text} names a seed twice")
     return seeds
-
-
-def seconds():
-    """A time in seconds, by a clock that first waits for what a GPU has been given to do."""
-    import torch  # here, for what only reads tables starts sooner without
-
-    if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def refuse_taken(flags, taken, reason):
@@ -156,15 +146,6 @@ def start(command, folder, cores=0, **kwargs):
             os.sched_setaffinity(0, mine)
 
 
-def poll(process):
-    """Whether a process that was started here has ended -> None, or what resources it used (resource.getrusage)."""
-    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-    if not pid:
-        return None
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return usage
-
-
 def peak_rss_mb(usage):
     """The largest resident memory of an ended process, 10^6 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes in which the system counts
@@ -240,25 +221,21 @@ def append_rows(path, columns, rows):
         fail(f"--out {path}: cannot write it: {error.strerror}")
 
 
-def read_rows(path, columns, later=()):
-    """Rows of a CSV file, as dictionaries of strings; none if there is no such file.
-
-    later: columns that tables of an earlier time lack; there they are empty.
-    """
+def read_rows(path, columns):
+    """Rows of a CSV file, as dictionaries of strings; none if there is no such file."""
     if not Path(path).exists():
         return []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        found = reader.fieldnames or []
-        if found != [name for name in columns if name in found or name not in later]:
+        if reader.fieldnames != list(columns):
             fail(f"{path} has other columns than this command writes; give a new name, or move it away")
-        return [dict.fromkeys(columns, "") | row for row in reader]
+        return list(reader)
 
 
-def open_rows(path, columns, later=()):
+def open_rows(path, columns):
     """Rows of a CSV file, as read_rows; makes sure, before anything is measured, that it takes more."""
     append_rows(path, columns, [])
-    return read_rows(path, columns, later)
+    return read_rows(path, columns)
 
 
 def replace_rows(path, columns, rows):
