@@ -6,14 +6,12 @@
 Only the end of a run is saved: one that is interrupted has no checkpoint, and run.py begins it again.
 """
 
-import io
 import json
 import os
 import re
 import sys
 import time
 from collections import deque
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,26 +50,6 @@ class Args:
     evaluate: str = ""  # play this run folder's policy, greedily, and do not train
 
 
-def refuse(bad, message):
-    """If the input is bad: one line on standard error, and exit status 2."""
-    if bad:
-        print(f"sb3.py: error: {' '.join(str(message).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
-def parse_args(default=None):
-    """Flags of the command line over these, each in its range."""
-    try:
-        with redirect_stderr(io.StringIO()) as box:
-            args = tyro.cli(Args, description=__doc__, default=default)
-    except SystemExit as end:
-        refuse(end.code, box.getvalue().split("╮")[-1].encode("ascii", "ignore").decode())  # without tyro's frame
-        raise
-    for name in ("total_timesteps", "num_envs", "num_threads", "checkpoint_every", "eval_episodes"):
-        refuse(getattr(args, name) < 1, f"--{name.replace('_', '-')} {getattr(args, name)} is not 1 or more")
-    return args
-
-
 def from_json(name, value):
     """A constructor's argument as JSON can have it -> as the constructor takes it."""
     if isinstance(value, str) and value.startswith("lin_"):
@@ -84,42 +62,28 @@ def from_json(name, value):
 
 def make_model(args):
     """The algorithm with fresh networks, on training environments."""
-    try:
-        envs = make_vec_env(args.env_id, args.num_envs, seed=args.seed)
-    except (gym.error.Error, ImportError) as error:
-        refuse(True, f"--env-id {args.env_id}: {error}")
-    try:
-        hyper = {name: from_json(name, value) for name, value in json.loads(args.hyper).items()}
-    except (ValueError, AttributeError) as error:
-        refuse(True, f"--hyper {args.hyper}: {error}")
+    envs = make_vec_env(args.env_id, args.num_envs, seed=args.seed)
+    hyper = {name: from_json(name, value) for name, value in json.loads(args.hyper).items()}
     if args.normalize:
         envs = VecNormalize(envs, gamma=hyper.get("gamma", 0.99))
     if args.noise_type != "none":
-        refuse(args.algorithm not in OFF_POLICY, f"--noise-type {args.noise_type}: {args.algorithm} takes none")
         size = envs.action_space.shape[0]
         hyper["action_noise"] = NOISES[args.noise_type](np.zeros(size), np.full(size, args.noise_std))
     if args.evaluate and args.algorithm in OFF_POLICY:
         hyper["buffer_size"] = 1
-    try:
-        package = sb3_contrib if args.algorithm == "trpo" else stable_baselines3
-        algorithm = getattr(package, args.algorithm.upper())
-        return algorithm("MlpPolicy", envs, seed=args.seed, device=args.device, **hyper)
-    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        refuse(True, f"{args.algorithm} on {args.env_id} with --hyper {args.hyper}: {error}")
+    algorithm = getattr(sb3_contrib if args.algorithm == "trpo" else stable_baselines3, args.algorithm.upper())
+    return algorithm("MlpPolicy", envs, seed=args.seed, device=args.device, **hyper)
 
 
 def evaluate(model, args):
-    """Undiscounted returns of the greedy policy, an episode in each of as many environments -> float64 (episodes,).
+    """Undiscounted returns of the greedy policy, an episode in each of as many environments -> (episodes,).
 
     On the environments and seed of our scripts' evaluations: the same first states. Rewards are the environment's own,
     observations are normalised by the training's statistics.
     """
-    envs, normaliser = gym.make_vec(args.env_id, args.eval_episodes), model.get_vec_normalize_env()
-    obs, returns, ended = (
-        envs.reset(seed=args.seed)[0],
-        np.zeros(args.eval_episodes),
-        np.zeros(args.eval_episodes, bool),
-    )
+    n = args.eval_episodes
+    envs, normaliser = gym.make_vec(args.env_id, n), model.get_vec_normalize_env()
+    obs, returns, ended = envs.reset(seed=args.seed)[0], np.zeros(n), np.zeros(n, bool)
     while not ended.all():
         action, _ = model.predict(normaliser.normalize_obs(obs) if normaliser else obs, deterministic=True)
         obs, reward, terminated, truncated, _ = envs.step(action)
@@ -135,16 +99,13 @@ class Log(BaseCallback):
     def __init__(self, args, writer):
         super().__init__()
         self.args, self.writer, self.logged, self.evaluated = args, writer, 0, 0
-        self.returns, self.lengths = deque(maxlen=20), deque(maxlen=20)
+        self.returns = deque(maxlen=20)
 
     def _on_training_start(self):
         self.began = time.perf_counter()
 
     def _on_step(self):
-        for info in self.locals["infos"]:
-            if "episode" in info:
-                self.returns.append(info["episode"]["r"])
-                self.lengths.append(info["episode"]["l"])
+        self.returns.extend(info["episode"]["r"] for info in self.locals["infos"] if "episode" in info)
         step, total = self.num_timesteps, self.args.total_timesteps
         if step - self.logged >= total / 500:
             self.log()
@@ -156,23 +117,10 @@ class Log(BaseCallback):
     def log(self):
         """Write what is known at this step -> seconds since training began."""
         self.logged, seconds = self.num_timesteps, time.perf_counter() - self.began
-        tags = {"charts/SPS": self.num_timesteps / seconds}
+        self.writer.add_scalar("charts/SPS", self.num_timesteps / seconds, self.num_timesteps)
         if self.returns:
-            tags |= {"charts/episodic_return": np.mean(self.returns), "charts/episodic_length": np.mean(self.lengths)}
-        for tag, value in tags.items():
-            self.writer.add_scalar(tag, value, self.num_timesteps)
+            self.writer.add_scalar("charts/episodic_return", np.mean(self.returns), self.num_timesteps)
         return seconds
-
-
-def make_folder(args):
-    """runs/{env_id}__sb3_{algorithm}__{seed}__{time}, made now."""
-    name = f"{re.sub('[/:]', '-', args.env_id)}__sb3_{args.algorithm}__{args.seed}__{int(time.time())}"
-    folder = Path("runs", name)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        refuse(True, f"cannot write {folder}: {error.strerror}")
-    return folder
 
 
 def save(model, args, seconds, folder):
@@ -180,7 +128,6 @@ def save(model, args, seconds, folder):
     normaliser = model.get_vec_normalize_env()
     statistics = normaliser.obs_rms if normaliser else None
     state = {
-        "script": f"sb3_{args.algorithm}",
         "step": model.num_timesteps,
         "seconds": seconds,
         "args": vars(args),
@@ -189,15 +136,6 @@ def save(model, args, seconds, folder):
     }
     torch.save(state, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
-
-
-def load(folder):
-    """What save put into a run folder; nothing in it is executed."""
-    path = Path(folder, "checkpoint.pt")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        refuse(True, f"{path} is missing or damaged: {error}")
 
 
 def restore(model, saved):
@@ -210,19 +148,21 @@ def restore(model, saved):
 
 def main():
     """Train, or load what was trained; evaluate, and print the line that other programs read."""
-    args, saved = parse_args(), None
+    args = tyro.cli(Args, description=__doc__)
+    folder = Path(args.evaluate)
     if args.evaluate:
-        saved = load(args.evaluate)
-        args = parse_args(Args(**saved["args"]))
+        saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        args = tyro.cli(Args, default=Args(**saved["args"]))
     torch.set_num_threads(args.num_threads)
     model = make_model(args)
-    if saved:
+    if args.evaluate:
         restore(model, saved)
-        step, seconds, folder = saved["step"], saved["seconds"], args.evaluate
-        returns = evaluate(model, args)
+        step, seconds, returns = saved["step"], saved["seconds"], evaluate(model, args)
     else:
-        folder = make_folder(args)
-        with SummaryWriter(folder, max_queue=1000) as writer:
+        name = re.sub("[/:]", "-", args.env_id)
+        folder = Path(f"runs/{name}__sb3_{args.algorithm}__{args.seed}__{int(time.time())}")
+        folder.mkdir(parents=True)
+        with SummaryWriter(folder) as writer:
             log = Log(args, writer)
             model.learn(args.total_timesteps, callback=log)
             step, seconds = model.num_timesteps, log.log()

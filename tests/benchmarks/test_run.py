@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from harness import HELPERS, OFF_POLICY, ROOT, checkpoint, environment, parse, scalars, train
 
 pytest.importorskip("joblib")
@@ -220,7 +221,7 @@ def test_peers_have_our_steps_and_evaluations(monkeypatch):
         for name in set(row) & set(peers):
             command = [*shlex.split(peers[name]), "--env-id", env, *shlex.split(row[name])]
             monkeypatch.setattr(sys, "argv", command)
-            theirs, ours = sb3.parse_args(), parse(name.split()[1], *shlex.split(row[name.split()[1]]))
+            theirs, ours = tyro.cli(sb3.Args), parse(name.split()[1], *shlex.split(row[name.split()[1]]))
             for flag in ("total_timesteps", "checkpoint_every", "eval_episodes"):
                 assert getattr(theirs, flag) == getattr(ours, flag), f"{env} {name} {flag}"
             model = sb3.make_model(theirs)  # refuses what Stable-Baselines3 does not take
