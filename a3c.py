@@ -234,7 +234,8 @@ def work(run, args, shared, optimizer, counts, lock, meeting, news):
 
 def start_worker(index, args, *common):
     """A worker process. Ctrl-C is for the main process; its death or SIGTERM ends this one."""
-    signal.signal(signal.SIGINT, lambda *_: mp.parent_process().is_alive() or os._exit(1))
+    main = mp.parent_process()  # SIGINT tells of its death, perhaps before its last thread has ended
+    signal.signal(signal.SIGINT, lambda *_: main.join(1) or main.is_alive() or os._exit(1))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     common[-1].cancel_join_thread()
     with Run(args) as run:
