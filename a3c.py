@@ -69,8 +69,8 @@ class Args:
     checkpoint_every: int = 50_000  # steps between checkpoints
     eval_episodes: int = 20  # episodes of an evaluation; 0 for none
     capture_video: bool = False  # film the final policy
-    resume: str = ""  # continue the run in this folder; flags given now win
-    evaluate: str = ""  # evaluate the run in this folder
+    resume: str = ""  # continue this folder's run; flags given now win
+    evaluate: str = ""  # evaluate this folder's run
 
 
 def make_vec(args, num_envs, training, **kwargs):
@@ -198,7 +198,7 @@ def work(run, args, shared, optimizer, counts, lock, meeting, news):
         agent.load_state_dict(shared.state_dict())
         fraction_left = max(0, 1 - run.step / args.total_timesteps) if args.anneal_lr else 1
         optimizer.param_groups[0]["lr"] = args.learning_rate * fraction_left
-        if run.needs_reset:  # at the start and after each checkpoint
+        if run.needs_reset:  # at first, and after a checkpoint
             obs, real = run.reset(), torch.ones(args.num_envs, dtype=torch.bool, device=run.device)
         steps = []
         for _ in range(args.num_steps):
@@ -234,7 +234,8 @@ def work(run, args, shared, optimizer, counts, lock, meeting, news):
 
 def start_worker(index, args, *common):
     """A worker process. Ctrl-C is for the main process; its death or SIGTERM ends this one."""
-    signal.signal(signal.SIGINT, lambda *_: mp.parent_process().is_alive() or os._exit(1))
+    parent = mp.parent_process()  # SIGINT tells of its death, perhaps before its last thread has ended
+    signal.signal(signal.SIGINT, lambda *_: parent.join(1) or parent.is_alive() or os._exit(1))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     common[-1].cancel_join_thread()
     with Run(args) as run:
@@ -317,7 +318,7 @@ def make_envs(args, num_envs, training=True, **kwargs):
 
 
 def evaluate(agent, args, episodes, video=None):
-    """Returns of the greedy policy, one episode an environment -> (episodes,)."""
+    """Returns of the policy, one episode in each environment -> (episodes,)."""
     envs = make_envs(args, episodes, training=False, **({"render_mode": "rgb_array"} if video else {}))
     with closing(wrappers.RecordVideo(envs, str(video)) if video else envs) as envs:
         obs, returns, done = envs.reset(seed=args.seed % 2**30)[0], np.zeros(episodes), np.zeros(episodes, bool)
@@ -396,7 +397,7 @@ class Run(ExitStack):
         self.needs_reset, self.backward = True, backward
         if args.compile:
             torch.compiler.reset()
-            torch._dynamo.config.trace_autograd_ops = True  # one graph, forward and backward
+            torch._dynamo.config.trace_autograd_ops = True  # one graph for both passes
             self.backward = torch.compile(backward, fullgraph=True, options={"fallback_random": True})
         self.envs = self.enter_context(closing(make_envs(args, args.num_envs)))
         self.dtype = np.uint8 if self.envs.single_observation_space.dtype == np.uint8 else np.float32
@@ -491,7 +492,7 @@ def report(agent, args, step, seconds, folder):
 
 
 def train(args, merge=True):
-    """Train by these flags -> agent; the flags of a resumed run replace defaults."""
+    """Train by these flags -> agent; a saved run's replace defaults."""
     if (folder := args.resume or args.evaluate) and merge:
         given = {k: v for k, v in vars(args).items() if v != getattr(Args, k)}
         args = replace(read(folder)["args"], **given)

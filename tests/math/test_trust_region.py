@@ -63,6 +63,13 @@ def test_conjugate_gradient_goes_on_after_the_solution():
 # ---- KL divergence
 
 
+def test_log_prob_of_a_gaussian():
+    agent, obs, action, _ = random_agent(trpo, "Pendulum-v1")
+    with torch.no_grad():
+        expected = Normal(agent.actor(obs), agent.log_std.exp()).log_prob(action).sum(-1)
+        torch.testing.assert_close(agent.log_prob(obs, action)[0], expected)
+
+
 def test_kl_of_categorical_policies():
     # 0.5 log(0.5 / 0.25) + 0.5 log(0.5 / 0.75)
     old, new = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()

@@ -143,7 +143,7 @@ def test_workers_end_with_the_main_process(tmp_path):
         others = descendants(process.pid)
     finally:
         process.kill()
-    process.communicate()
+    process.communicate(timeout=20)  # the workers hold its output
     deadline = time.monotonic() + 10
     while alive(others) and time.monotonic() < deadline:
         time.sleep(0.1)
