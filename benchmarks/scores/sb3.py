@@ -1,11 +1,13 @@
-"""Train with Stable-Baselines3 as its zoo does, and leave what our scripts leave, for run.py to make a row of.
+"""Train with Stable-Baselines3 or SBX as its users do, and leave what our scripts leave: run.py and speed.py read it.
 
     python benchmarks/scores/sb3.py --algorithm ppo --env-id CartPole-v1 --num-envs 8 --hyper '{"n_steps": 32}'
     ... --evaluate RUN --eval-episodes 100
 
-Only the end of a run is saved: one that is interrupted has no checkpoint, and run.py begins it again.
+Only the end of a run is saved: one that is interrupted has no checkpoint, and run.py begins it again. An Atari game has
+the wrappers of Stable-Baselines3 in training, and is not evaluated.
 """
 
+import importlib
 import json
 import os
 import re
@@ -18,14 +20,12 @@ from typing import Literal
 
 import gymnasium as gym
 import numpy as np
-import sb3_contrib
-import stable_baselines3
 import torch
 import tyro
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch.utils.tensorboard import SummaryWriter
 
 OFF_POLICY = ("ddpg", "td3", "sac")
@@ -34,17 +34,20 @@ NOISES = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckAc
 
 @dataclass
 class Args:
-    algorithm: Literal["ppo", "a2c", "trpo", "ddpg", "td3", "sac"] = "ppo"  # of Stable-Baselines3, or sb3-contrib
+    algorithm: Literal["ppo", "a2c", "trpo", "ddpg", "td3", "sac"] = "ppo"  # TRPO is that of sb3-contrib
+    package: Literal["stable_baselines3", "sbx"] = "stable_baselines3"  # whose; the weights of SBX are not saved
     env_id: str = "CartPole-v1"  # environment: an id that gymnasium knows, or module:Id to import one
     seed: int = 1  # the same seed and flags give the same bits on a CPU
     total_timesteps: int = 100_000  # environment steps in all, summed over environments
     num_envs: int = 1  # environments stepped one after the other (DummyVecEnv)
     num_threads: int = 1  # torch's CPU threads
     device: str = "cpu"  # where the networks live
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of torch's float32 products
     normalize: bool = False  # VecNormalize: observations and rewards by running statistics
     noise_type: Literal["none", "normal", "ornstein-uhlenbeck"] = "none"  # added to actions, off-policy
     noise_std: float = 0.1  # its deviation, in actions of [-1, 1]
     hyper: str = "{}"  # JSON: what else the algorithm's constructor is given; "lin_0.1" falls linearly from 0.1 to 0
+    stop_at: float = np.inf  # end training when the mean return of 20 training episodes is this
     checkpoint_every: int = 50_000  # environment steps between evaluations
     eval_episodes: int = 20  # episodes of an evaluation
     evaluate: str = ""  # play this run folder's policy, greedily, and do not train
@@ -62,7 +65,10 @@ def from_json(name, value):
 
 def make_model(args):
     """The algorithm with fresh networks, on training environments."""
-    envs = make_vec_env(args.env_id, args.num_envs, seed=args.seed)
+    if "ale_py:" in args.env_id:
+        envs = VecFrameStack(make_atari_env(args.env_id, args.num_envs, seed=args.seed), 4)
+    else:
+        envs = make_vec_env(args.env_id, args.num_envs, seed=args.seed)
     hyper = {name: from_json(name, value) for name, value in json.loads(args.hyper).items()}
     if args.normalize:
         envs = VecNormalize(envs, gamma=hyper.get("gamma", 0.99))
@@ -71,8 +77,10 @@ def make_model(args):
         hyper["action_noise"] = NOISES[args.noise_type](np.zeros(size), np.full(size, args.noise_std))
     if args.evaluate and args.algorithm in OFF_POLICY:
         hyper["buffer_size"] = 1
-    algorithm = getattr(sb3_contrib if args.algorithm == "trpo" else stable_baselines3, args.algorithm.upper())
-    return algorithm("MlpPolicy", envs, seed=args.seed, device=args.device, **hyper)
+    package = importlib.import_module("sb3_contrib" if args.algorithm == "trpo" else args.package)
+    algorithm = getattr(package, args.algorithm.upper())
+    policy = "CnnPolicy" if "ale_py:" in args.env_id else "MlpPolicy"
+    return algorithm(policy, envs, seed=args.seed, device=args.device, **hyper)
 
 
 def evaluate(model, args):
@@ -82,6 +90,8 @@ def evaluate(model, args):
     observations are normalised by the training's statistics.
     """
     n = args.eval_episodes
+    if "ale_py:" in args.env_id:
+        return np.full(n, np.nan)
     envs, normaliser = gym.make_vec(args.env_id, n), model.get_vec_normalize_env()
     obs, returns, ended = envs.reset(seed=args.seed)[0], np.zeros(n), np.zeros(n, bool)
     while not ended.all():
@@ -112,7 +122,7 @@ class Log(BaseCallback):
         if step < total and step - self.evaluated >= self.args.checkpoint_every:
             self.evaluated = step
             self.writer.add_scalar("charts/eval_return", evaluate(self.model, self.args).mean(), step)
-        return True
+        return len(self.returns) < 20 or np.mean(self.returns) < self.args.stop_at
 
     def log(self):
         """Write what is known at this step -> seconds since training began."""
@@ -154,6 +164,7 @@ def main():
         saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         args = tyro.cli(Args, default=Args(**saved["args"]))
     torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(args.matmul_precision)
     model = make_model(args)
     if args.evaluate:
         restore(model, saved)

@@ -9,7 +9,6 @@ does falls on all; a ratio is the median over the turns of ours / theirs. A proc
 contain neither imports nor the making of environments; seconds until solved contain both.
 """
 
-import json
 import math
 import os
 import shlex
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
 
 HERE = Path(__file__).resolve().parent
+PEER = HERE.parent / "scores" / "sb3.py"  # leaves the same log and last line as our scripts
 OURS = {"eager": "", "compiled": "--compile"}  # sides, and the flags that they add to our script
 PEERS = {"stable_baselines3": "stable_baselines3", "sbx": "sbx-rl"}  # sides by module, and the packages' names
 SIDES = (*OURS, *PEERS)
@@ -52,31 +52,27 @@ class Args:
     draw: bool = False  # write the tables of docs/results.md from --out, and run nothing
 
 
-def run(command, folder, threads):
-    """Run a whole process on as many cores -> the last line that it printed, its start, and its peak memory (MB)."""
-    began = time.time()
-    process = common.start(command, folder, cores=threads)
-    try:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    finally:
-        common.stop(process)
-    if process.returncode:
-        error = common.last_line(folder, "stderr")
-        common.fail(f"{shlex.join(command[1:])} ended with {process.returncode}: {error}", status=1)
-    return common.last_line(folder, "stdout"), began, common.peak_rss_mb(usage)
-
-
-def run_ours(spec, side, seed, threads, args):
-    """Train our script once -> a row's measurements; its clock runs neither in imports nor in the evaluation."""
-    command = [sys.executable, str(common.ROOT / spec["script"]), *shlex.split(f"{spec['flags']} {OURS[side]}")]
-    command += ["--seed", str(seed), "--num-threads", str(threads), "--device", args.device]
-    command += ["--matmul-precision", args.matmul_precision]
-    if "solved" not in spec:
-        command += ["--total-timesteps", str(spec["peer"]["steps"])]
+def run(spec, side, seed, threads, args):
+    """Train once, in a process of its own -> a row's measurements. The clock is that of the log: it runs neither in
+    imports nor in the evaluation at the end. A peer whose time to solved is asked for stops when it is."""
+    if side in OURS:
+        words = [common.ROOT / spec["script"], *shlex.split(f"{spec['flags']} {OURS[side]}")]
+    else:
+        words = [PEER, *shlex.split(spec["peer"]), "--package", side, "--checkpoint-every", 10**9]
+        words += ["--stop-at", spec["solved"]] if "solved" in spec else []
+    words += ["--seed", seed, "--num-threads", threads, "--device", args.device, "--eval-episodes", 1]
+    command = [sys.executable, *map(str, words), "--matmul-precision", args.matmul_precision]
     with tempfile.TemporaryDirectory() as folder:
-        line, began, peak = run(command, folder, threads)
-        result = common.parse_last_line(line)
+        began, process = time.time(), common.start(command, folder, cores=threads)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            common.stop(process)
+        if process.returncode:
+            error = common.last_line(folder, "stderr")
+            common.fail(f"{shlex.join(command[1:])} ended with {process.returncode}: {error}", status=1)
+        result = common.parse_last_line(common.last_line(folder, "stdout"))
         run_folder = Path(folder, result["folder"])
         clock = common.read_clock(run_folder)
         solved = common.solved_at(run_folder, spec["solved"]) if "solved" in spec else None
@@ -89,18 +85,8 @@ def run_ours(spec, side, seed, threads, args):
             "startup_seconds": common.training_began(run_folder) - began,
             "solved_at_steps": solved,
             "solved_seconds": clock.get(solved),
-            "peak_rss_mb": peak,
+            "peak_rss_mb": common.peak_rss_mb(usage),
         }
-
-
-def run_theirs(spec, package, seed, threads, args):
-    """Train a peer once -> a row's measurements; where solved is asked for, it stops when it is."""
-    words = {"package": package} | spec["peer"] | {"solved": spec.get("solved"), "seed": seed, "threads": threads}
-    words |= {"matmul_precision": args.matmul_precision, "device": args.device}
-    with tempfile.TemporaryDirectory() as folder:
-        line, began, peak = run([sys.executable, str(HERE / "peer.py"), json.dumps(words)], folder, threads)
-    result = json.loads(line)
-    return result | {"startup_seconds": result["began"] - began, "peak_rss_mb": peak}
 
 
 def finish_row(result):
@@ -135,7 +121,7 @@ def measure(name, args, bar):
     for seed in turns(spec, args):
         for side in sides_of(spec, args):
             bar.set_postfix_str(f"{name} {side} seed {seed}")
-            result = (run_ours if side in OURS else run_theirs)(spec, side, seed, threads, args)
+            result = run(spec, side, seed, threads, args)
             first = {"comparison": name, "side": side, "seed": seed, "threads": threads, "device": args.device}
             rows.append(first | finish_row(result) | origin)
             bar.update()

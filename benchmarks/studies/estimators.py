@@ -10,30 +10,16 @@ states, with no time limit. GAE with lambda 0 is one step, with lambda 1 all 128
 import functools
 
 import numpy as np
+import study
 import torch
-from study import (
-    HORIZON,
-    PPO_PENDULUM,
-    STATES,
-    Setting,
-    add,
-    at,
-    common,
-    discounted,
-    main,
-    reward_unit,
-    simulate,
-    spread,
-    states_of,
-    visited,
-)
+from study import Setting, add, at, common, main, spread
 
 import a2c
 
 PATHS = 128
 ENVIRONMENTS = {
     "CartPole-v1": ("a2c", "--num-steps 128 --num-envs 4 --total-timesteps 100000"),
-    "Pendulum-v1": ("ppo", f"{PPO_PENDULUM} --num-steps 128 --num-envs 16 --total-timesteps 60000"),
+    "Pendulum-v1": ("ppo", f"{study.PPO_PENDULUM} --num-steps 128 --num-envs 16 --total-timesteps 60000"),
 }
 
 
@@ -74,11 +60,11 @@ def use(name, module, notes):
 def compare(module, run, notes):
     """Note squared bias and variance of each estimate of the return from a state, as a rollout's first step has it."""
     agent, args = run.state["agent"], run.args
-    start = visited(module, agent, args, STATES).repeat_interleave(PATHS, 0)
-    obs, reward, terminated = simulate(agent.act, args.env_id, states_of(args.env_id, start), HORIZON)
-    truth, T = discounted(reward, args.gamma), args.num_steps
+    start = study.visited(module, agent, args, study.STATES).repeat_interleave(PATHS, 0)
+    obs, reward, terminated = study.simulate(agent.act, args.env_id, study.states_of(args.env_id, start), study.HORIZON)
+    truth, T = study.discounted(reward, args.gamma), args.num_steps
     with torch.no_grad():
-        value = agent.value(obs[: T + 1]) * reward_unit(agent)
+        value = agent.value(obs[: T + 1]) * study.reward_unit(agent)
     for name, estimator in ESTIMATORS.items():
         estimate = estimator(reward[:T], value, terminated[:T], terminated[:T], args.gamma)[0] + value[0]
         squared_bias, variance = bias_and_variance(estimate.view(-1, PATHS), truth.view(-1, PATHS))

@@ -8,23 +8,9 @@ without exploration noise. SAC's critics predict the entropy of all later action
 """
 
 import numpy as np
+import study
 import torch
-from study import (
-    EIGHTHS,
-    HORIZON,
-    SMALL,
-    STATES,
-    Setting,
-    add,
-    at,
-    band,
-    common,
-    discounted,
-    main,
-    simulate,
-    spread,
-    states_of,
-)
+from study import Setting, add, at, band, common, main, spread
 
 
 def predicted_and_collected(module, agent, env_id, obs, gamma):
@@ -43,16 +29,16 @@ def predicted_and_collected(module, agent, env_id, obs, gamma):
         return action
 
     with torch.no_grad():
-        _, reward, _ = simulate(policy, env_id, states_of(env_id, obs), HORIZON)
+        _, reward, _ = study.simulate(policy, env_id, study.states_of(env_id, obs), study.HORIZON)
         if soft:
             reward[1:] += torch.stack(bonuses[1:])
         q = module.q_value(agent.critic, obs, actions[0] if soft else agent.act(obs)).view(-1, len(obs))
-    return q.amin(0) if soft else q[0], discounted(reward, gamma)
+    return q.amin(0) if soft else q[0], study.discounted(reward, gamma)
 
 
 def value_gap(module, run, notes):
     """Note predicted and collected action values, in states of the replay buffer."""
-    obs = run.state["buffer"].sample(2 * STATES)[0]
+    obs = run.state["buffer"].sample(2 * study.STATES)[0]
     pair = predicted_and_collected(module, run.state["agent"], run.args.env_id, obs, run.args.gamma)
     for name, values in zip(("predicted", "collected"), pair, strict=True):
         add(notes, name, run.step, values.mean().item())
@@ -64,8 +50,8 @@ def one_critic(module, notes):
     module.q_target = lambda next_q, *rest: q_target(next_q[:1], *rest)
 
 
-FLAGS = f"{SMALL} --total-timesteps 12000"  # so long that the second half is free of the start
-LOOK = at(EIGHTHS, value_gap)
+FLAGS = f"{study.SMALL} --total-timesteps 12000"  # so long that the second half is free of the start
+LOOK = at(study.EIGHTHS, value_gap)
 SETTINGS = {
     "DDPG": Setting("ddpg", FLAGS, common.COLOURS["ddpg"], (LOOK,)),
     "TD3": Setting("td3", FLAGS, common.COLOURS["td3"], (LOOK,)),

@@ -5,26 +5,9 @@
 Predicted is the value of states that the policy visits, collected the discounted return from there, without a limit.
 """
 
+import study
 import torch
-from study import (
-    EIGHTHS,
-    HORIZON,
-    PPO_PENDULUM,
-    STATES,
-    Setting,
-    add,
-    at,
-    band,
-    common,
-    curves,
-    discounted,
-    main,
-    reward_unit,
-    simulate,
-    spread,
-    states_of,
-    visited,
-)
+from study import Setting, add, at, band, common, curves, main, spread
 
 
 def death_at_limits(module, notes):
@@ -41,16 +24,16 @@ def death_at_limits(module, notes):
 def value_gap(module, run, notes):
     """Note predicted values and what is collected."""
     agent, args = run.state["agent"], run.args
-    obs = visited(module, agent, args, 2 * STATES)
+    obs = study.visited(module, agent, args, 2 * study.STATES)
     with torch.no_grad():
-        predicted = agent.value(obs) * reward_unit(agent)
-    _, reward, _ = simulate(agent.act, args.env_id, states_of(args.env_id, obs), HORIZON)
+        predicted = agent.value(obs) * study.reward_unit(agent)
+    _, reward, _ = study.simulate(agent.act, args.env_id, study.states_of(args.env_id, obs), study.HORIZON)
     add(notes, "predicted", run.step, predicted.mean().item())
-    add(notes, "collected", run.step, discounted(reward, args.gamma).mean().item())
+    add(notes, "collected", run.step, study.discounted(reward, args.gamma).mean().item())
 
 
-FLAGS = f"{PPO_PENDULUM} --num-steps 64 --total-timesteps 100000"
-LOOK = at(EIGHTHS, value_gap)
+FLAGS = f"{study.PPO_PENDULUM} --num-steps 64 --total-timesteps 100000"
+LOOK = at(study.EIGHTHS, value_gap)
 SETTINGS = {
     "bootstrapped": Setting("ppo", FLAGS, common.COLOURS["ppo"], (LOOK,)),
     "as a death": Setting("ppo", FLAGS, "#D55E00", (death_at_limits, LOOK)),

@@ -12,23 +12,27 @@ import torch
 from study import RETURN, Setting, band, common, curves, main, spread
 
 
+def divergence(old, new):
+    """KL(old || new) in nats, the mean over states, of log-probabilities (B, A) -> ()"""
+    return (old.exp() * (old - new)).sum(-1).mean().item()
+
+
 def divergences(module, notes):
-    """Note the KL divergence of each update."""
+    """Note how far each update moves the policy, in the states of the rollout that it learned from."""
     env_step, log_and_save, seen, old, curve = module.Run.env_step, module.Run.log_and_save, [], [], {}
 
     def note_observation(self, action):
+        if not seen:  # the rollout's beginning
+            old[:] = [copy.deepcopy(self.state["agent"])]
         result = env_step(self, action)
         seen.append(result[0])
         return result
 
     def note_divergence(self, metrics, optimizer):
-        agent, obs = self.state["agent"], torch.cat(seen)
         with torch.no_grad():
-            if old:
-                before, after = (policy.actor(obs).log_softmax(-1) for policy in (old[0], agent))
-                curve[self.step] = (before.exp() * (before - after)).sum(-1).mean().item()
+            policies = old[0], self.state["agent"]
+            curve[self.step] = divergence(*(policy.actor(torch.cat(seen)).log_softmax(-1) for policy in policies))
         notes["kl"] = list(curve), list(curve.values())
-        old[:] = [copy.deepcopy(agent)]
         seen.clear()
         log_and_save(self, metrics, optimizer)
 

@@ -1,7 +1,9 @@
 """benchmarks/speed/speed.py: peers get the flags of our scripts; a run that never solves counts as infinite."""
 
 import importlib
+import json
 import math
+import shlex
 
 import harness
 import pytest
@@ -27,18 +29,24 @@ def in_their_words(args, name):
     if name == "ppo":
         batch = args.num_envs * args.num_steps // args.num_minibatches
         words |= {"batch_size": batch, "n_epochs": args.update_epochs, "clip_range": args.clip_coef}
-    if name in ("ddpg", "td3"):
-        words["noise_std"] = args.exploration_noise
     return words
+
+
+def peer_flags(spec):
+    """The flags of a comparison's peer, each of which has a value -> {flag: value}"""
+    words = shlex.split(spec["peer"])
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 @pytest.mark.parametrize("name", ["ppo", "a2c", "ddpg", "td3", "sac"])
 def test_peer_has_our_flags(name, speed):
     spec = speed.COMPARISONS[f"{name}-same-flags-solved"]
-    args = harness.parse(name, *spec["flags"].split())
-    peer, defaults = spec["peer"], {"a2c": {"gamma": 0.99, "gae_lambda": 1.0}}.get(name, {})
-    assert (peer["env_id"], peer["num_envs"], peer["steps"]) == (args.env_id, args.num_envs, args.total_timesteps)
-    assert defaults | peer["flags"] == in_their_words(args, name) | {"policy": "MlpPolicy"}
+    args, peer = harness.parse(name, *spec["flags"].split()), peer_flags(spec)
+    sizes = (args.env_id, str(args.num_envs), str(args.total_timesteps))
+    assert (peer["--env-id"], peer["--num-envs"], peer["--total-timesteps"]) == sizes
+    defaults = {"a2c": {"gamma": 0.99, "gae_lambda": 1.0}}.get(name, {})
+    assert defaults | json.loads(peer["--hyper"]) == in_their_words(args, name)
+    assert float(peer.get("--noise-std", 0)) == getattr(args, "exploration_noise", 0)
 
 
 def test_unsolved_run_counts_as_infinite_time(speed):
@@ -51,7 +59,7 @@ def test_every_comparison_is_understood(speed):
     for name, spec in speed.COMPARISONS.items():
         assert name.endswith(("-equal-sizes", "-solved"))
         harness.parse(spec["script"].removesuffix(".py"), *spec["flags"].split())
-        assert spec["peer"].keys() >= {"algorithm", "env_id", "num_envs", "steps", "flags"}
+        assert peer_flags(spec).keys() >= {"--algorithm", "--env-id", "--num-envs", "--total-timesteps"}
         assert ("solved" in spec) == name.endswith("-solved")
 
 

@@ -19,13 +19,13 @@ pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 sys.path.insert(0, str(ROOT / "benchmarks" / "studies"))
 
-import clipping
 import common
 import estimators
 import gridworld
 import overestimation
 import study
 import truncation
+import trust_region
 import variance
 from estimators import bias_and_variance, n_step
 from study import discounted, simulate, states_of, thin
@@ -86,7 +86,7 @@ def test_unbiased_estimate_has_no_bias_on_average():
 def test_divergence():
     # Of the fair coin from one of 1/4: (log 2 + log 2/3) / 2; of a state in which nothing changed: 0
     old, new = torch.tensor([[0.5, 0.5], [0.3, 0.7]]).log(), torch.tensor([[0.25, 0.75], [0.3, 0.7]]).log()
-    assert clipping.divergence(old, new) == pytest.approx((math.log(2) + math.log(2 / 3)) / 4)
+    assert trust_region.divergence(old, new) == pytest.approx((math.log(2) + math.log(2 / 3)) / 4)
 
 
 def test_thin_keeps_the_means_of_the_parts():
@@ -133,7 +133,7 @@ def test_simulation_has_no_time_limit():
 
 
 def test_soft_return_includes_entropy_after_the_first_action(monkeypatch):
-    monkeypatch.setattr(overestimation, "HORIZON", 3)
+    monkeypatch.setattr(study, "HORIZON", 3)
     actor = SimpleNamespace(act=lambda obs: torch.zeros(len(obs), 1))
     actor.critic = lambda obs: torch.stack([obs[:, 2], 100 + obs[:, 2]])
     obs = torch.tensor([[1.0, 0, 2], [0, 1, -1]])
@@ -213,13 +213,12 @@ def test_episodes_are_counted_until_the_last_hundred_are_good(monkeypatch):
 @pytest.mark.parametrize("rate", [0, 0.01])
 def test_divergence_is_between_the_policies_before_and_after_an_update(rate, folder, monkeypatch):
     notes = {}
-    for name, function in (("backward", a2c.backward), ("Run", type("Run", (a2c.Run,), {}))):
-        monkeypatch.setattr(a2c, name, function)
-    clipping.divergence_per_rollout(a2c, notes)
+    monkeypatch.setattr(a2c, "Run", type("Run", (a2c.Run,), {}))
+    trust_region.divergences(a2c, notes)
     train(
         "a2c", *shlex.split(f"--num-envs 2 --num-steps 8 --total-timesteps 64 --learning-rate {rate} --eval-episodes 1")
     )
-    steps, values = notes["divergence"]
+    steps, values = notes["kl"]
     assert steps == [16, 32, 48, 64]
     assert all(value > 1e-6 if rate else abs(value) < 1e-8 for value in values)
 
@@ -227,8 +226,8 @@ def test_divergence_is_between_the_policies_before_and_after_an_update(rate, fol
 @pytest.mark.parametrize(("env_id", "chance"), [("CartPole-v1", 0.0), ("Pendulum-v1", 2e-5)])
 def test_estimates_with_a_critic_of_zeros(env_id, chance, monkeypatch):
     """All values 0: n steps miss the rest of the return, less the more they are, and the whole rollout misses least."""
-    for name, size in (("STATES", 6), ("PATHS", 16), ("HORIZON", 300)):
-        monkeypatch.setattr(estimators, name, size)
+    for owner, name, size in ((study, "STATES", 6), (estimators, "PATHS", 16), (study, "HORIZON", 300)):
+        monkeypatch.setattr(owner, name, size)
     args = a2c.Args(env_id=env_id, num_steps=128, hidden_size=8)
     torch.manual_seed(0)
     agent = a2c.Agent(a2c.make_envs(args, 1), args)
@@ -239,16 +238,6 @@ def test_estimates_with_a_critic_of_zeros(env_id, chance, monkeypatch):
     assert bias["1_step"] > bias["5_steps"] > bias["16_steps"] > bias["128_steps"]
     # CartPole's first reward is 1; Pendulum's has but the cost of the torque to vary by, 0.001 of 0 to 4.
     assert spread["1_step"] <= chance
-
-
-@pytest.mark.parametrize("gamma", [0.9, 0.99])
-def test_gridworld_values_by_hand(gamma):
-    """From a distance of d: gamma^(d-1) for the goal, less 0.01 for each of the d - 1 steps before."""
-    row, col = np.mgrid[:10, :10]
-    distance = (9 - row) + (9 - col)
-    before = np.maximum(distance - 1, 0)
-    expected = np.where(distance > 0, gamma**before - 0.01 * (1 - gamma**before) / (1 - gamma), 0)
-    np.testing.assert_allclose(gridworld.value_iteration(gamma), expected, atol=1e-9)
 
 
 def test_gridworld_moves():
