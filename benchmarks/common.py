@@ -18,16 +18,17 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "figures"
-COLOURS = {  # Okabe and Ito's, which the colour-blind tell apart; one for each script, in every figure
+COLOURS = {  # one for each script, in every figure; Okabe and Ito's, which the colour-blind tell apart, and two more
     "reinforce": "#999999",
     "reinforce_baseline": "#56B4E9",
     "a2c": "#009E73",
-    "a3c": "#E69F00",
+    "a3c": "#7F5539",
     "trpo": "#CC79A7",
     "ppo": "#0072B2",
+    "ppo_atari": "#0072B2",
     "ddpg": "#E69F00",
     "td3": "#D55E00",
-    "sac": "#0072B2",
+    "sac": "#6A3D9A",
 }
 PACKAGES = ("torch", "gymnasium", "numpy", "stable_baselines3")
 PROVENANCE = ("date", "commit", "command", "python", *PACKAGES, "cpu", "cores")
@@ -253,7 +254,7 @@ def panels(rows, columns):
     plt.rcParams |= {"svg.hashsalt": "figures", "font.size": 10}
     width = 9 if columns < 3 else 11
     figure, axes = plt.subplots(rows, columns, figsize=(width, 3.4 * rows), layout="constrained")
-    for axis in axes.flat:
+    for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     return figure, axes

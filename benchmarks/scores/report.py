@@ -4,7 +4,8 @@
 
 A score is of the final policy, not of the best on the way: the interquartile mean over seeds, with a 95 % stratified
 bootstrap interval (rliable); of fewer than four seeds the mean. Runs count that have the flags of suite.toml and end
-with an evaluation of 100 episodes; of each seed the newest. Rows of scripts that have changed since are marked.
+with an evaluation of 100 episodes (Atari: 20); of each seed the newest. Rows of scripts that have changed since are
+marked.
 """
 
 import shlex
@@ -19,13 +20,29 @@ import run
 from rliable import library
 from run import common
 
+EPISODES = {"ale_py:ALE/Pong-v5": 20, "ale_py:ALE/Breakout-v5": 20}  # of the final evaluation; 100 elsewhere
 RESAMPLINGS = 2000  # of the bootstrap
 SAME_TOTAL = 0.05  # two runs of one --total-timesteps differ by less: they end with a rollout, or with its episodes
 POINTS = 40  # of a curve
-FIGURES = {
-    "learning_control": "Return of the greedy policy over environment steps, classic control and Box2D",
-    "learning_mujoco": "Return of the greedy policy over environment steps, MuJoCo",
+CURVES = ("CartPole-v1", "Pendulum-v1")  # of learning_defaults.svg
+FIGURES = {"learning_control": "control", "learning_mujoco": "MuJoCo", "learning_atari": "Atari"}  # figure: group
+DEFAULTS = {  # environment: where its scripts count as solved, and which have it, or its flags, by default
+    "CartPole-v1": (475, "reinforce reinforce_baseline a2c a3c trpo ppo"),
+    "Pendulum-v1": (-200, "ddpg td3 sac"),
+    "Reviews": (1.5, "rlhf"),
 }
+SHOWN = (  # in the README
+    ("CartPole-v1", "ppo"),
+    ("Acrobot-v1", "ppo"),
+    ("Pendulum-v1", "sac"),
+    ("LunarLander-v3", "ppo"),
+    ("LunarLanderContinuous-v3", "td3"),
+    ("HalfCheetah-v5", "td3"),
+    ("HalfCheetah-v5", "sac"),
+    ("Hopper-v5", "ppo"),
+    ("Walker2d-v5", "ppo"),
+    ("ale_py:ALE/Pong-v5", "ppo_atari"),
+)
 
 
 @dataclass
@@ -33,9 +50,9 @@ class Args:
     table: Path = common.RESULTS / "suite.csv"  # runs, as run.py wrote them; NAME_curves.csv has their curves
     suite: Path = run.HERE / "suite.toml"  # table of flags: runs with other flags are left out
     peers: Path = run.HERE / "peers.toml"  # published scores
-    page: Path = common.ROOT / "docs" / "results.md"  # where the table goes: <!-- scores --> ... <!-- end -->
+    page: Path = common.ROOT / "docs" / "results.md"  # where the tables go: <!-- scores --> ... <!-- end -->
+    readme: Path = common.ROOT / "README.md"  # where ten of the scores go
     figures: Path = common.FIGURES
-    episodes: int = 100  # only runs whose final evaluation was of so many episodes
 
 
 def choose(rows):
@@ -54,7 +71,7 @@ def read_cells(args):
     for row in common.read_rows(run.curves_of(args.table), run.CURVE_COLUMNS):
         curves.setdefault((row["key"], row["seed"]), []).append(row)
     for row in common.read_rows(args.table, run.COLUMNS):
-        if int(row["episodes"]) == args.episodes:
+        if int(row["episodes"]) == EPISODES.get(row["env"], 100):
             row["curve"] = curves.get((row["key"], row["seed"]), [])
             found.setdefault((row["script"], row["env"], *shlex.split(row["flags"])), []).append(row)
     entries = run.read_suite(args.suite)
@@ -100,7 +117,7 @@ def scores_table(cells, peers):
     """A line for each of our scripts in each environment: its score, its peer's here, and what was published."""
     lines = []
     for (env, name), ours in cells.items():
-        if " " in name:  # a peer, such as: sb3 ppo
+        if " " in name or peers[env]["group"] == "RLHF":  # a peer, such as: sb3 ppo
             continue
         theirs, published = cells.get((env, f"sb3 {name}"), []), peers.get(env, {}).get(name, {})
         deviation = f" ± {published['deviation']:,.1f}" if "deviation" in published else ""
@@ -115,6 +132,27 @@ def scores_table(cells, peers):
     return common.markdown(header, lines)
 
 
+def readme_table(cells, peers):
+    """Ten rows of the scores, without their costs."""
+    lines = scores_table({cell: rows for cell, rows in cells.items() if cell in SHOWN}, peers)
+    return ["| ".join(column for k, column in enumerate(line.split("| ")) if k not in (4, 6)) for line in lines]
+
+
+def defaults_table(cells):
+    """How many seeds solve a script's own task by its defaults, and the scores of the worst, median and best seed."""
+    lines = []
+    for env, (solved, names) in DEFAULTS.items():
+        for name in names.split():
+            rows = cells.get((env, name), [])
+            scores = sorted(float(row["eval_return"]) for row in rows)
+            if scores:
+                count = f"{sum(score >= solved for score in scores)} of {len(scores)}"
+                steps = statistics.median(float(row["steps"]) for row in rows)
+                ends = (f"{x:,.{1 + (env == 'Reviews')}f}" for x in (scores[0], statistics.median(scores), scores[-1]))
+                lines.append([f"`{name}.py`", env, f"{steps:,.0f}", f"{count}{' *' * is_old(rows)}", *ends])
+    return common.markdown(("script", "environment", "steps", "solved", "worst", "median", "best"), lines)
+
+
 def curve_of(rows):
     """Greedy evaluations of the seeds of one cell -> steps (points,), values (seeds, points)."""
     runs = []
@@ -125,22 +163,18 @@ def curve_of(rows):
     return steps, np.stack([np.interp(steps, x, y) for x, y in runs])
 
 
-def draw(cells, peers, group):
-    """A panel for each environment of a group: a band for each script -> figure"""
-    envs = [
-        env
-        for env in dict.fromkeys(env for env, _ in cells)
-        if (peers[env]["group"] == "MuJoCo") == (group == "MuJoCo")
-    ]
-    figure, axes = common.panels(-(-len(envs) // 3), 3)
-    handles = {}
+def draw(cells, envs):
+    """A panel for each of these environments: a band for each script -> figure"""
+    columns = min(len(envs), 3)
+    figure, axes = common.panels(-(-len(envs) // columns), columns)
+    handles, axes = {}, np.atleast_1d(axes)
     for axis in axes.flat[len(envs) :]:
         axis.set_axis_off()
     for axis, env in zip(axes.flat, envs, strict=False):
-        for (other, name), rows in cells.items():
-            if other == env and rows and " " not in name:
+        for name, colour in common.COLOURS.items():
+            if rows := cells.get((env, f"curve {name}")) or cells.get((env, name)):
                 steps, values = curve_of(rows)
-                (middle, low, high), colour = interval(values[:, None]), common.COLOURS[name]
+                middle, low, high = interval(values[:, None])
                 (handles[name],) = axis.plot(steps, middle, color=colour)
                 axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set(title=env, xlabel="environment steps", ylabel="return, greedy policy")
@@ -154,10 +188,14 @@ def main():
     args = common.parse_args(Args, __doc__, sys.argv[1:])
     cells, peers = read_cells(args), tomllib.loads(args.peers.read_text())
     if not any(cells.values()):
-        common.fail(f"--table {args.table} has no run with the flags of {args.suite} over {args.episodes} episodes")
+        common.fail(f"--table {args.table} has no run with the flags of {args.suite}")
     common.write_table(args.page, "scores", scores_table(cells, peers))
-    for name, group in zip(FIGURES, ("control", "MuJoCo"), strict=True):
-        common.save_figure(draw(cells, peers, group), args.figures / f"{name}.svg")
+    common.write_table(args.page, "defaults", defaults_table(cells))
+    common.write_table(args.readme, "scores", readme_table(cells, peers))
+    for name, group in FIGURES.items():
+        envs = [env for env in dict.fromkeys(env for env, _ in cells) if peers[env]["group"] == group]
+        common.save_figure(draw(cells, envs), args.figures / f"{name}.svg")
+    common.save_figure(draw(cells, CURVES), args.figures / "learning_defaults.svg")
     for (env, name), rows in cells.items():
         print(f"{name} {env} | {score_text(rows) or 'no run'}")
 

@@ -22,12 +22,14 @@ ppo = ""
 """
 PEERS = """
 [Left-v1]
-group = "classic control"
+group = "control"
 ppo = {score = 90.0, deviation = 1.5, source = "a paper, 1M"}
 [Right-v1]
 group = "MuJoCo"
 """
-PAGE = "# Title\n<!-- scores -->\nold\n<!-- end -->\n<!-- speed -->\nkept\n<!-- end -->\n"
+PAGE = (
+    "# Title\n<!-- scores -->\nold\n<!-- end -->\n<!-- defaults -->\n<!-- end -->\n<!-- speed -->\nkept\n<!-- end -->\n"
+)
 PPO_FLAGS = '--gamma 0.9 --hyper "a b"'
 
 
@@ -35,9 +37,14 @@ PPO_FLAGS = '--gamma 0.9 --hyper "a b"'
 def report(folder, monkeypatch):
     """The module; the working folder has a suite, published scores and a page."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "scores"))
-    for name, text in (("suite.toml", SUITE), ("peers.toml", PEERS), ("page.md", PAGE)):
+    for name, text in (("suite.toml", SUITE), ("peers.toml", PEERS), ("page.md", PAGE), ("readme.md", PAGE)):
         Path(name).write_text(text)
-    return importlib.import_module("report")
+    report = importlib.import_module("report")
+    monkeypatch.setattr(report, "SHOWN", [("Left-v1", "ppo")])
+    monkeypatch.setattr(report, "DEFAULTS", {"Left-v1": (2.5, "a2c ppo")})
+    monkeypatch.setattr(report, "CURVES", ["Left-v1"])
+    monkeypatch.setattr(report, "FIGURES", {"left": "control", "right": "MuJoCo"})
+    return report
 
 
 def row(script="ppo.py", env="Left-v1", seed=1, score=50.0, flags=PPO_FLAGS, **other):
@@ -130,18 +137,25 @@ def test_table_and_figures(report, monkeypatch, capsys):
     theirs = row(seed=1, score=7.0, script="sb3.py", flags="--algorithm ppo --num-envs 8")
     write(report, *mine, theirs, row(env="Right-v1", score=5.0, flags="", script_sha256="another"))
     words = ("--table", "suite.csv", "--suite", "suite.toml", "--peers", "peers.toml", "--page", "page.md")
-    monkeypatch.setattr(sys, "argv", ["report.py", *words, "--figures", "."])
+    monkeypatch.setattr(sys, "argv", ["report.py", *words, "--readme", "readme.md", "--figures", "."])
     report.main()
-    head, _, a2c, left, right, *rest = Path("page.md").read_text().splitlines()[2:]
+    head, _, a2c, left, right, end, mark, *rest = Path("page.md").read_text().splitlines()[2:]
     assert head == "| environment | script | steps | seconds | score (95 %) | SB3, here | published | source |"
     assert a2c == "| Left-v1 | `a2c.py` |  |  |  |  |  |  |"
     assert left.startswith("| Left-v1 | `ppo.py` | 1,000 | 2 | 2.5 (")
     assert left.endswith("), n 4 | 7.0, n 1 | 90.0 ± 1.5 | a paper, 1M |")
     assert right == "| Right-v1 | `ppo.py` | 1,000 | 2 | 5.0, n 1 * |  |  |  |"
+    assert (end, mark) == ("<!-- end -->", "<!-- defaults -->")
+    head, _, defaults, *rest = rest
+    assert defaults == "| `ppo.py` | Left-v1 | 1,000 | 2 of 4 | 1.0 | 2.5 | 4.0 |"
     assert rest == ["<!-- end -->", "<!-- speed -->", "kept", "<!-- end -->"]
-    before = {name: Path(f"{name}.svg").read_bytes() for name in report.FIGURES}
+    head, _, row_of_readme = Path("readme.md").read_text().splitlines()[2:5]
+    assert head == "| environment | script | steps | score (95 %) | published | source |"
+    assert row_of_readme.startswith("| Left-v1 | `ppo.py` | 1,000 | 2.5 (")
+    before = {path: path.read_bytes() for path in Path().glob("*.svg")}
     report.main()
-    assert before == {name: Path(f"{name}.svg").read_bytes() for name in report.FIGURES}
+    assert len(before) == 3
+    assert before == {path: path.read_bytes() for path in Path().glob("*.svg")}
 
 
 def test_curve_is_of_the_steps_that_all_seeds_have(report):
@@ -154,5 +168,7 @@ def test_curve_is_of_the_steps_that_all_seeds_have(report):
 def test_page_shows_the_committed_rows(report):
     args = report.Args()
     page, peers = args.page.read_text(), report.tomllib.loads(args.peers.read_text())
-    lines = report.scores_table(report.read_cells(args), peers)
-    assert report.common.with_table(page, "scores", lines) == page
+    cells, readme = report.read_cells(args), args.readme.read_text()
+    assert report.common.with_table(page, "scores", report.scores_table(cells, peers)) == page
+    assert report.common.with_table(page, "defaults", report.defaults_table(cells)) == page
+    assert report.common.with_table(readme, "scores", report.readme_table(cells, peers)) == readme
