@@ -69,13 +69,6 @@ def parse_seeds(text):
     return seeds
 
 
-def refuse_taken(flags, taken, reason):
-    """End the program if a script's flags name one of those that the benchmark gives by itself."""
-    for flag in flags:
-        if flag.split("=")[0].replace("_", "-") in taken:
-            fail(f"{flag}: {reason}")
-
-
 def contents_sha256(path):
     """The first 12 digits of the SHA-256 of a file's contents."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

@@ -69,9 +69,8 @@ class Task:
     @property
     def key(self):
         """Digest of all that the result depends on but the seed. The commit is no part of it: a script is one file."""
-        return hashlib.sha256(json.dumps([self.source.name, self.sha256, self.env, self.flags]).encode()).hexdigest()[
-            :12
-        ]
+        words = json.dumps([self.source.name, self.sha256, self.env, self.flags])
+        return hashlib.sha256(words.encode()).hexdigest()[:12]
 
     @property
     def folder(self):
@@ -96,7 +95,8 @@ def read_suite(path):
             for name, flags in row.items():
                 script, *always = declared.get(name, [f"{name}.py"])
                 words = always + shlex.split(flags)
-                common.refuse_taken(words, TAKEN, f"{path} gives it to {name}, but that is for the runner to do")
+                if taken := {word.split("=")[0].replace("_", "-") for word in words} & set(TAKEN):
+                    common.fail(f"{taken.pop()}: {path} gives it to {name}, but that is for the runner to do")
                 if not (common.ROOT / script).is_file():
                     common.fail(f"--suite {path}: {env}: there is no {script}")
                 entries[env, name] = common.ROOT / script, shlex.join(words)

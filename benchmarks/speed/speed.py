@@ -6,7 +6,8 @@
 
 comparisons.toml has what is compared. Whole processes take turns (A B C D A B C D ...), so that what else the machine
 does falls on all; a ratio is the median over the turns of ours / theirs. A process has as many cores as threads. Rates
-contain neither imports nor the making of environments; seconds until solved contain both.
+are those of the second half of a run: without its start, without compiling, and off-policy without the first random
+steps. Seconds until solved are counted from the start of the process.
 """
 
 import math
@@ -33,6 +34,7 @@ OURS = {"eager": "", "compiled": "--compile"}  # sides, and the flags that they 
 PEERS = {"stable_baselines3": "stable_baselines3", "sbx": "sbx-rl"}  # sides by module, and the packages' names
 SIDES = (*OURS, *PEERS)
 NO_SBX = ("a2c.py", "trpo.py", "ppo_atari.py")
+SHOWN = [f"{name}-equal-sizes" for name in ("ppo", "a2c", "trpo", "ppo_atari", "td3", "sac")]  # in the README
 COLUMNS = ("comparison", "side", "seed", "threads", "device", "steps", "seconds", "steps_per_second")
 COLUMNS += ("second_half_steps_per_second", "startup_seconds", "solved_at_steps", "solved_seconds", "peak_rss_mb")
 COLUMNS += ("sbx", *common.PROVENANCE)
@@ -49,7 +51,7 @@ class Args:
     sides: tuple[Literal["eager", "compiled", "stable_baselines3", "sbx"], ...] = SIDES  # who takes turns
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of every side but SBX
     out: Path = common.RESULTS / "speed.csv"  # table of all runs; rows of the same comparison are replaced
-    draw: bool = False  # write the tables of docs/results.md from --out, and run nothing
+    draw: bool = False  # write the tables of docs/results.md and README.md from --out, and run nothing
 
 
 def run(spec, side, seed, threads, args):
@@ -145,37 +147,44 @@ def ratio(mine, theirs):
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
 
 
-def lines_of(rows):
-    """Lines of the table of one comparison, one for each side."""
-    name = rows[0]["comparison"]
-    solved = name.endswith("-solved")
-    columns = ("startup_seconds", "solved_seconds") if solved else ("steps_per_second",)
-    first = [name.partition("-")[0].upper() + ", same flags" * ("same-flags" in name), rows[0]["threads"]]
-    for side in [side for side in SIDES if values(rows, side, "seed")]:
-        mine = values(rows, side, *columns)
-        if solved:
-            steps = values(rows, side, "solved_at_steps")
-            cells = [f"{sum(map(math.isfinite, mine))} of {len(mine)}", median(steps, ",.0f"), median(mine, ".1f")]
-        else:
-            cells = [median(mine, ",.0f"), median(values(rows, side, "second_half_steps_per_second"), ",.0f")]
-        cells += [ratio(mine, values(rows, other, *columns)) if side in OURS else "" for other in PEERS]
-        forms = {"startup_seconds": ".1f", "peak_rss_mb": ".0f"}
-        yield [*first, side, *cells, *(median(values(rows, side, column), form) for column, form in forms.items())]
+def line_of(rows):
+    """The line of the table of one comparison on so many threads."""
+    name, solved = rows[0]["comparison"], rows[0]["comparison"].endswith("-solved")
+    columns = ("startup_seconds", "solved_seconds") if solved else ("second_half_steps_per_second",)
+    mine = {side: values(rows, side, *columns) for side in SIDES}
+    cells = [median(mine[side], ",.1f" if solved else ",.0f") for side in SIDES]
+    if solved:
+        counts = [f"{sum(map(math.isfinite, mine[side]))} of {len(mine[side])}" for side in SIDES]
+        cells = [
+            f"{cell} ({count})" if mine[side] else "" for side, cell, count in zip(SIDES, cells, counts, strict=True)
+        ]
+    script = f"`{name.partition('-')[0]}.py`{', same flags' * ('same-flags' in name)}"
+    return [script, rows[0]["threads"], *cells, *(ratio(mine["eager"], mine[peer]) for peer in PEERS)]
 
 
 def tables(rows):
     """{mark: lines}: steps per second at equal sizes, and seconds until solved."""
-    ends = ("/ SB3", "/ SBX", "start, s", "peak, MB")
-    headers = {"-equal-sizes": ("steps/s", "second half"), "-solved": ("solved", "at step", "at s")}
-    found = {}
-    for ending, header in headers.items():
+    header, found = ("script", "threads", "ours", "compiled", "SB3", "SBX", "ours / SB3", "ours / SBX"), {}
+    for ending in ("-equal-sizes", "-solved"):
         lines = []
         for name in COMPARISONS:
             mine = [row for row in rows if row["comparison"] == name and name.endswith(ending)]
             for setting in sorted({(row["threads"], row["device"]) for row in mine}):
-                lines += lines_of([row for row in mine if (row["threads"], row["device"]) == setting])
-        found[f"speed{ending}"] = common.markdown(("", "threads", "side", *header, *ends), lines)
+                lines.append(line_of([row for row in mine if (row["threads"], row["device"]) == setting]))
+        found[f"speed{ending}"] = common.markdown(header, lines)
     return found
+
+
+def readme_table(rows):
+    """Six rows of the steps per second, on the threads that a comparison has by itself."""
+    lines = []
+    for name in SHOWN:
+        threads = str(COMPARISONS[name].get("threads", 1))
+        mine = [row for row in rows if (row["comparison"], row["threads"], row["device"]) == (name, threads, "cpu")]
+        if mine:
+            script, _, ours, _, theirs, _, by, _ = line_of(mine)
+            lines.append((script, ours, theirs, by))
+    return common.markdown(("script", "steps/s", "Stable-Baselines3", "ratio"), lines)
 
 
 def main():
@@ -187,6 +196,7 @@ def main():
     if args.draw:
         for mark, lines in tables(rows).items():
             common.write_table(common.ROOT / "docs" / "results.md", mark, lines)
+        common.write_table(common.ROOT / "README.md", "speed", readme_table(rows))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = [name for name in COMPARISONS if name in args.only or not args.only]

@@ -53,9 +53,8 @@ def table(found):
         env_id, coefficient = name.split(", ")
         score, entropy = found.last(name, "eval_return"), np.median(found.last(name, "entropy"))
         digits = 0 if env_id == "CartPole-v1" else 2
-        rows.append(
-            (env_id, coefficient, spread(score, digits), f"{entropy:.2f}", f"{collapses(found, name)} of {len(score)}")
-        )
+        collapsed = f"{collapses(found, name)} of {len(score)}"
+        rows.append((env_id, coefficient, spread(score, digits), f"{entropy:.2f}", collapsed))
     return common.markdown(("environment", "bonus", "return at the end", "entropy, nats", "collapsed"), rows)
 
 

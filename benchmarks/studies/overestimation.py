@@ -80,18 +80,11 @@ def draw(found):
 def table(found):
     rows = []
     for name in SETTINGS:
-        gap = [y[len(y) // 2 :].mean() for _, y in found.gaps(name)]
-        rows.append(
-            (
-                name,
-                spread(gap, 1),
-                f"{np.sum(np.array(gap) > 0)} of {len(gap)}",
-                spread(found.last(name, "eval_return")),
-            )
-        )
-    return common.markdown(
-        ("Pendulum-v1", "predicted less collected", "seeds that promise too much", "return at the end"), rows
-    )
+        gap = np.array([y[len(y) // 2 :].mean() for _, y in found.gaps(name)])
+        score = spread(found.last(name, "eval_return"))
+        rows.append((name, spread(gap, 1), f"{np.sum(gap > 0)} of {len(gap)}", score))
+    header = ("Pendulum-v1", "predicted less collected", "seeds that promise too much", "return at the end")
+    return common.markdown(header, rows)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def report(folder, monkeypatch):
     for name, text in (("suite.toml", SUITE), ("peers.toml", PEERS), ("page.md", PAGE), ("readme.md", PAGE)):
         Path(name).write_text(text)
     report = importlib.import_module("report")
-    monkeypatch.setattr(report, "SHOWN", [("Left-v1", "ppo")])
+    monkeypatch.setattr(report, "SHOWN", {"ppo": ["Left-v1"]})
     monkeypatch.setattr(report, "DEFAULTS", {"Left-v1": (2.5, "a2c ppo")})
     monkeypatch.setattr(report, "CURVES", ["Left-v1"])
     monkeypatch.setattr(report, "FIGURES", {"left": "control", "right": "MuJoCo"})

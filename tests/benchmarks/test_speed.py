@@ -69,3 +69,17 @@ def test_page_shows_the_committed_rows(speed):
     assert rows
     for mark, lines in speed.tables(rows).items():
         assert speed.common.with_table(page, mark, lines) == page
+    readme = (harness.ROOT / "README.md").read_text()
+    assert speed.common.with_table(readme, "speed", speed.readme_table(rows)) == readme
+
+
+def test_line_of_a_table(speed):
+    """Medians over turns; a side that took no turns has an empty cell; ratios are taken turn by turn."""
+    turns = {"eager": ("200", "300", "100"), "stable_baselines3": ("100", "100", "100")}
+    first = {"comparison": "trpo-equal-sizes", "threads": "1"}
+    rows = [first | {"side": k, "second_half_steps_per_second": x} for k, column in turns.items() for x in column]
+    assert speed.line_of(rows) == ["`trpo.py`", "1", "200", "", "100", "", "2.00 (1.00 to 3.00)", ""]
+    solved = {"comparison": "a2c-same-flags-solved", "threads": "2", "startup_seconds": "1"}
+    rows = [solved | {"side": "eager", "solved_seconds": x} for x in ("4", "", "2")]
+    cells = ["`a2c.py`, same flags", "2", "5.0 (2 of 3)", "", "", "", "", ""]
+    assert speed.line_of(rows) == cells

@@ -227,20 +227,16 @@ def scalars(folder):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def readme_blocks(*languages, text=None):
-    """The README's fenced code blocks of these languages, in order."""
-    text = (ROOT / "README.md").read_text() if text is None else text
-    return [
-        block
-        for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S)
-        if language in languages
-    ]
+def page_blocks(text, *languages):
+    """A page's fenced code blocks of these languages, in order."""
+    blocks = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S)
+    return [block for language, block in blocks if language in languages]
 
 
-def readme_commands(text=None):
-    """The commands of the README's shell blocks, each a list of words; lines that end in a backslash are joined."""
+def page_commands(text):
+    """The commands of a page's shell blocks, each a list of words; lines that end in a backslash are joined."""
     commands = []
-    for block in readme_blocks("sh", "bash", "shell", "console", text=text):
+    for block in page_blocks(text, "sh", "bash", "shell", "console"):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.removeprefix("$ ").split("&&"):
                 if words := shlex.split(part, comments=True):

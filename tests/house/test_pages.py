@@ -1,4 +1,4 @@
-"""Every command and every block of Python in README.md runs. Long ones are shortened by flags at their end."""
+"""README.md and docs/: commands and blocks of Python run, shortened by flags; links and anchors exist; lengths hold."""
 
 import importlib
 import re
@@ -17,11 +17,18 @@ from harness import (
     end,
     environment,
     last_line,
-    readme_blocks,
-    readme_commands,
+    page_blocks,
+    page_commands,
     train,
 )
 
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+}
+README = PAGES["README.md"]
+# Addresses elsewhere, which are tried by hand
+OUTSIDE = {"https://docs.astral.sh/uv/"}
 PLACEHOLDER = re.compile(r"runs/(?P<env_id>[^\s/]+)__(?P<script>\w+)__(?P<seed>\d+)__\d+")
 SHORT = dict.fromkeys(ALL, "--total-timesteps 512 --num-envs 4 --eval-episodes 2")
 SHORT |= {script: f"{SHORT[script]} --learning-starts 448" for script in OFF_POLICY}
@@ -36,14 +43,22 @@ NOT_RUN = [
     "git clone",
     "pip install",
     "tensorboard",
-    "uv run",
 ]
-NOT_RUN += ["pytest", "python -m pytest", "ruff", "cp", "diff", "python tests/tools/", "python benchmarks/"]
-# Flags of other programs that the README names
+NOT_RUN += [
+    "pytest",
+    "python -m pytest",
+    "ruff",
+    "cp",
+    "diff",
+    "python tests/tools/",
+    "python benchmarks/",
+    "ray start",
+]
+# Flags of other programs that the pages name
 OTHER_FLAGS = "--help --standalone --nproc-per-node --nnodes --node-rank --master-addr --master-port --max-restarts"
 OTHER_FLAGS += " --virtual-local-rank"
 OTHER_FLAGS += " --logdir --index-url --cov --cov-config --hypothesis-profile --fix --only --repeats --jobs"
-OTHER_FLAGS += " --head --port --address --ray --work --seeds"
+OTHER_FLAGS += " --head --port --address --ray --work --seeds --envs --dry-run --flags --out"
 
 
 def is_script(words):
@@ -60,14 +75,16 @@ def parameter(words):
     return pytest.param(words, id=" ".join(words), marks=[pytest.mark.slow] if by_process(words) else [])
 
 
-COMMANDS = [parameter(words) for words in readme_commands() if is_script(words)]
+EVERY_COMMAND = [words for text in PAGES.values() for words in page_commands(text)]
+COMMANDS = [parameter(words) for words in dict.fromkeys(map(tuple, EVERY_COMMAND)) if is_script(words)]
+BLOCKS = [block for text in PAGES.values() for block in page_blocks(text, "python")]
 
 
 def write_files(folder):
     """Put the scripts there, and each block of Python whose first line is "# name.py" as that file."""
     for script in ALL:
         shutil.copy(ROOT / f"{script}.py", folder)
-    for block in readme_blocks("python"):
+    for block in BLOCKS:
         if name := re.match(r"# (\w+\.py)\n", block):
             Path(folder, name[1]).write_text(block)
 
@@ -112,7 +129,7 @@ def test_python_blocks_run(folder, monkeypatch):
     """Totals are shortened; the folders of runs that they name exist."""
     write_files(folder)
     monkeypatch.syspath_prepend(folder)
-    blocks = [block for block in readme_blocks("python") if not re.match(r"# \w+\.py\n", block)]
+    blocks = [block for block in BLOCKS if not re.match(r"# \w+\.py\n", block)]
     assert blocks
     for block in blocks:
         for place in PLACEHOLDER.finditer(block):
@@ -123,7 +140,7 @@ def test_python_blocks_run(folder, monkeypatch):
 
 def test_every_command_is_known():
     """Each is run above or listed in NOT_RUN, and the files that it names exist."""
-    for words in readme_commands():
+    for words in EVERY_COMMAND:
         command = shlex.join(words)
         assert is_script(words) or any(words[0] == known or command.startswith(known) for known in NOT_RUN), command
         for word in words:
@@ -132,9 +149,10 @@ def test_every_command_is_known():
 
 
 def test_first_commands_do_all_the_setup():
-    """The first four install and train; with requirements-dev.txt, a block of four installs and tests."""
-    commands = [shlex.join(words) for words in readme_commands()]
-    assert commands[3] == "python ppo.py"
+    """A clone of the repository, then four install and train; with requirements-dev.txt, four install and test."""
+    commands = [shlex.join(words) for words in page_commands(README)]
+    assert [command.split()[:2] for command in commands[:2]] == [["git", "clone"], ["cd", "policy-gradients"]]
+    assert commands[5] == "python ppo.py"
     for setup, last in (("requirements.txt", "python ppo.py"), ("requirements-dev.txt", "python -m pytest")):
         place = commands.index(last)
         assert commands[place - 3 : place + 1] == [
@@ -146,15 +164,44 @@ def test_first_commands_do_all_the_setup():
 
 
 def test_result_lines_have_the_form_that_programs_read():
-    lines = re.findall(r"^eval_return=.*$", (ROOT / "README.md").read_text(), re.M)
+    lines = re.findall(r"^eval_return=.*$", "\n".join(PAGES.values()), re.M)
     assert lines
     for line in lines:
         last_line(line)
 
 
 def test_flags_exist():
-    text = (ROOT / "README.md").read_text()
+    text = "\n".join(PAGES.values())
     names = {name for script in ALL for name in importlib.import_module(script).Args.__annotations__}
     known = {f"--{name.replace('_', '-')}" for name in names}
     known |= {f"--no-{flag[2:]}" for flag in known} | set(OTHER_FLAGS.split())
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
+
+
+def test_lengths():
+    """A page is read in one sitting: the README has 220 lines and 1,800 words at most, another page 150 lines."""
+    assert len(README.splitlines()) <= 220
+    assert len(README.split()) <= 1800
+    long = [name for name, text in PAGES.items() if len(text.splitlines()) > 150]
+    assert not set(long) - {"README.md"}
+
+
+def anchors(text):
+    """The anchors that GitHub makes of a page's headings."""
+    return {
+        re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    """Files, figures and anchors of this repository exist; each address elsewhere is in OUTSIDE."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        if target.startswith("http"):
+            assert target in OUTSIDE
+            continue
+        file, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.is_file(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
