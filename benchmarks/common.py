@@ -245,8 +245,8 @@ def panels(rows, columns):
     import matplotlib.pyplot as plt
 
     plt.rcParams |= {"svg.hashsalt": "figures", "font.size": 10}
-    width = 9 if columns < 3 else 11
-    figure, axes = plt.subplots(rows, columns, figsize=(width, 3.4 * rows), layout="constrained")
+    size = ({1: 5, 2: 9}.get(columns, 11), 3.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)

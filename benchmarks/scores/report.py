@@ -26,6 +26,8 @@ SAME_TOTAL = 0.05  # two runs of one --total-timesteps differ by less: they end 
 POINTS = 40  # of a curve
 CURVES = ("CartPole-v1", "Pendulum-v1")  # of learning_defaults.svg
 FIGURES = {"learning_control": "control", "learning_mujoco": "MuJoCo", "learning_atari": "Atari"}  # figure: group
+BEFORE = {"reinforce_baseline": "reinforce", "a2c": "reinforce_baseline", "a3c": "a2c", "trpo": "a2c", "ppo": "a2c"}
+BEFORE |= {"td3": "ddpg", "sac": "td3"}  # what a script's own figure shows beside it
 DEFAULTS = {  # environment: where its scripts count as solved, and which have it, or its flags, by default
     "CartPole-v1": (475, "reinforce reinforce_baseline a2c a3c trpo ppo"),
     "Pendulum-v1": (-200, "ddpg td3 sac"),
@@ -195,6 +197,10 @@ def main():
         envs = [env for env in dict.fromkeys(env for env, _ in cells) if peers[env]["group"] == group]
         common.save_figure(draw(cells, envs), args.figures / f"{name}.svg")
     common.save_figure(draw(cells, CURVES), args.figures / "learning_defaults.svg")
+    for env, (_, names) in (DEFAULTS | {"ale_py:ALE/Pong-v5": (18, "ppo_atari")}).items():
+        for name in names.split():
+            shown = {cell: rows for cell, rows in cells.items() if cell[1].split()[-1] in (name, BEFORE.get(name))}
+            common.save_figure(draw(shown, [env]), args.figures / f"curve_{name}.svg")
     for (env, name), rows in cells.items():
         print(f"{name} {env} | {score_text(rows) or 'no run'}")
 

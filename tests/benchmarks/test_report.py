@@ -34,17 +34,21 @@ PPO_FLAGS = '--gamma 0.9 --hyper "a b"'
 
 
 @pytest.fixture
-def report(folder, monkeypatch):
-    """The module; the working folder has a suite, published scores and a page."""
+def module(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "scores"))
+    return importlib.import_module("report")
+
+
+@pytest.fixture
+def report(module, folder, monkeypatch):
+    """The module for a made-up suite: the working folder has that, published scores and two pages."""
     for name, text in (("suite.toml", SUITE), ("peers.toml", PEERS), ("page.md", PAGE), ("readme.md", PAGE)):
         Path(name).write_text(text)
-    report = importlib.import_module("report")
-    monkeypatch.setattr(report, "SHOWN", {"ppo": ["Left-v1"]})
-    monkeypatch.setattr(report, "DEFAULTS", {"Left-v1": (2.5, "a2c ppo")})
-    monkeypatch.setattr(report, "CURVES", ["Left-v1"])
-    monkeypatch.setattr(report, "FIGURES", {"left": "control", "right": "MuJoCo"})
-    return report
+    monkeypatch.setattr(module, "SHOWN", {"ppo": ["Left-v1"]})
+    monkeypatch.setattr(module, "DEFAULTS", {"Left-v1": (2.5, "a2c ppo")})
+    monkeypatch.setattr(module, "CURVES", ["Left-v1"])
+    monkeypatch.setattr(module, "FIGURES", {"left": "control", "right": "MuJoCo"})
+    return module
 
 
 def row(script="ppo.py", env="Left-v1", seed=1, score=50.0, flags=PPO_FLAGS, **other):
@@ -154,7 +158,7 @@ def test_table_and_figures(report, monkeypatch, capsys):
     assert row_of_readme.startswith("| Left-v1 | `ppo.py` | 1,000 | 2.5 (")
     before = {path: path.read_bytes() for path in Path().glob("*.svg")}
     report.main()
-    assert len(before) == 3
+    assert len(before) == 3 + 2 + 1  # groups, defaults, scripts, Pong
     assert before == {path: path.read_bytes() for path in Path().glob("*.svg")}
 
 
@@ -165,10 +169,10 @@ def test_curve_is_of_the_steps_that_all_seeds_have(report):
     assert values[:, -1] == pytest.approx([96, 60])
 
 
-def test_page_shows_the_committed_rows(report):
-    args = report.Args()
-    page, peers = args.page.read_text(), report.tomllib.loads(args.peers.read_text())
-    cells, readme = report.read_cells(args), args.readme.read_text()
-    assert report.common.with_table(page, "scores", report.scores_table(cells, peers)) == page
-    assert report.common.with_table(page, "defaults", report.defaults_table(cells)) == page
-    assert report.common.with_table(readme, "scores", report.readme_table(cells, peers)) == readme
+def test_page_shows_the_committed_rows(module):
+    args = module.Args()
+    page, peers = args.page.read_text(), module.tomllib.loads(args.peers.read_text())
+    cells, readme = module.read_cells(args), args.readme.read_text()
+    assert module.common.with_table(page, "scores", module.scores_table(cells, peers)) == page
+    assert module.common.with_table(page, "defaults", module.defaults_table(cells)) == page
+    assert module.common.with_table(readme, "scores", module.readme_table(cells, peers)) == readme
