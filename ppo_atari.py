@@ -7,7 +7,7 @@
 Maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)]
 with ratio = pi(a|s) / pi_old(a|s), advantage A (GAE, https://arxiv.org/abs/1506.02438), R = A + V_old(s), entropy H.
 
-    python ppo_atari.py  # Pong from pixels
+    python ppo_atari.py
     ... --resume runs/FOLDER
 
 Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
@@ -74,13 +74,13 @@ class Args:
 
 def make_vec(args, num_envs, training, **kwargs):
     """Environments with flat observations."""
-    if "ale_py:" in args.env_id:  # in training a life is an episode
+    if "ale_py:" in args.env_id:  # in training lives are episodes
         ale = dict(num_threads=args.num_threads, life_loss_info=training, reward_clipping=training)
-        if "render_mode" in kwargs:  # only single games film
+        if "render_mode" in kwargs:
             args, ale = replace(args, async_envs=True), {"frameskip": 1}
             ale["wrappers"] = [gym.wrappers.AtariPreprocessing, lambda e: gym.wrappers.FrameStackObservation(e, 4)]
         kwargs = {"repeat_action_probability": 0} | ale | kwargs
-    torch.manual_seed(args.seed)  # evaluations sample actions
+    torch.manual_seed(args.seed)  # evaluations sample
     envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
     space = envs.single_observation_space
     if not isinstance(space, Box) or len(space.shape) != 1:
@@ -96,19 +96,19 @@ class Agent(nn.Module):
         super().__init__()
         D, A = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
         self.discrete = isinstance(envs.single_action_space, Discrete)
-        relu, self.shape = nn.ReLU(), envs.unwrapped.single_observation_space.shape
-        require(len(self.shape or ()) == 3 and envs.observation_space.dtype == np.uint8, f"{D} numbers, not an image")
+        relu, zoom, self.shape = nn.ReLU(), nn.Upsample(84), envs.unwrapped.single_observation_space.shape
+        require(len(self.shape or ()) == 3 and envs.observation_space.dtype == np.uint8, f"{D} numbers, no image")
         convs = nn.Conv2d(min(self.shape), 32, 8, 4), relu, nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3), relu
-        self.cnn = nn.Sequential(nn.Upsample(84), *convs, nn.Flatten(), nn.Linear(64 * 7 * 7, 512), relu)
+        self.cnn = nn.Sequential(*[zoom] * (self.shape.count(84) < 2), *convs, nn.Flatten(), nn.Linear(3136, 512), relu)
         self.cnn.apply(lambda m: hasattr(m, "weight") and nn.init.orthogonal_(m.weight, 2**0.5))
         self.norm_return = RunningNorm(1)
         self.actor, self.critic = nn.Linear(512, A), nn.Linear(512, 1)
         self.log_std = nn.Parameter(torch.full((A,), math.log(args.initial_std)))  # if continuous
 
     def features(self, obs):
-        """Images (..., D) -> features (..., 512), the obs of value and log_prob."""
-        images = (obs / 255).view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)
-        return self.cnn(images.contiguous(memory_format=torch.channels_last)).view(*obs.shape[:-1], 512)
+        """Images (..., D) -> (..., 512), the obs of value and log_prob."""
+        images = obs.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)
+        return self.cnn(images.contiguous(memory_format=torch.channels_last) / 255).view(*obs.shape[:-1], 512)
 
     def value(self, obs):
         """V(s) for obs (..., D) -> (...)"""
@@ -129,7 +129,7 @@ class Agent(nn.Module):
         """Actions (N,) or (N, A) for obs (N, D): sampled, or the mode if greedy."""
         output = self.actor(self.features(obs))
         if self.discrete:
-            return output.softmax(-1).multinomial(1).squeeze(-1)  # in evaluations too
+            return output.softmax(-1).multinomial(1).squeeze(-1)  # evaluations too
         return output if greedy else output + self.log_std.exp() * torch.randn_like(output)
 
 
@@ -228,7 +228,7 @@ def learn(run, args):
 
         # Targets.
         with torch.no_grad():
-            features = agent.features(torch.cat([all_obs, obs[None]]))
+            features = torch.cat([agent.features(x) for x in torch.cat([all_obs, obs[None]]).split(32)])
             value, (log_prob, _) = agent.value(features), agent.log_prob(features[:-1], action)
             if args.norm_reward:
                 reward, G = agent.norm_return.scale(reward, reals, G, args.gamma)

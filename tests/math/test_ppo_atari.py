@@ -55,10 +55,11 @@ def test_channels_may_be_last_and_images_of_any_size():
 
 def test_white_is_one_and_black_is_zero():
     envs, agent, _ = agent_for("games:Catch84-v0")
-    torch.nn.init.ones_(agent.cnn[1].weight)
-    torch.nn.init.zeros_(agent.cnn[1].bias)
+    conv = next(module for module in agent.cnn if isinstance(module, torch.nn.Conv2d))
+    torch.nn.init.ones_(conv.weight)
+    torch.nn.init.zeros_(conv.bias)
     first = []
-    agent.cnn[1].register_forward_hook(lambda module, inputs, output: first.append((inputs[0], output)))
+    conv.register_forward_hook(lambda module, inputs, output: first.append((inputs[0], output)))
     agent.features(torch.full((1, 84 * 84), 255, dtype=torch.uint8))
     agent.features(torch.zeros((1, 84 * 84), dtype=torch.uint8))
     (white, white_sum), (black, black_sum) = first

@@ -275,7 +275,7 @@ def attempt(mutant, original, commit):
         path.write_text(text[:start] + new + text[end:])
         compile(path.read_text(), path.name, "exec")
         order = [("tests/math",), ("tests/runs", "-k", script)]
-        if start > text.index("\n# -----"):
+        if start > text.index("\n# -----") or script == "a3c":  # its processes are in no test of tests/math
             order.reverse()
         by = ""
         for words in order:
