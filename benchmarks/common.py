@@ -117,7 +117,7 @@ def origin():
     others = ("benchmarks/results", "benchmarks/figures", "*.csv")
     dirty = git("status", "--porcelain", "--", ".", *(f":(exclude){name}" for name in others))
     words = [word.replace(f"{ROOT}{os.sep}", "") for word in sys.argv[1:]]
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    command = shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *words])
     return {"commit": commit + ("-dirty" if dirty else ""), "command": command}
 
 

@@ -120,7 +120,7 @@ def scores_table(cells, peers):
         mark = " *" if ours and is_old(ours) else ""
         line = [env, f"`{name}.py`"]
         for column in ("steps", "seconds"):
-            values = [float(row[column]) for row in ours or theirs]
+            values = [float(row[column]) for row in ours]
             line.append(f"{statistics.median(values):,.0f}" if values else "")
         line += [score_text(ours) + mark, score_text(theirs)]
         lines.append([*line, f"{published['score']:,.1f}{deviation}" if published else "", published.get("source", "")])
@@ -197,7 +197,7 @@ def main():
         envs = [env for env in dict.fromkeys(env for env, _ in cells) if peers[env]["group"] == group]
         common.save_figure(draw(cells, envs), args.figures / f"{name}.svg")
     common.save_figure(draw(cells, CURVES), args.figures / "learning_defaults.svg")
-    for env, (_, names) in (DEFAULTS | {"ale_py:ALE/Pong-v5": (18, "ppo_atari")}).items():
+    for env, (_, names) in (DEFAULTS | {"ale_py:ALE/Pong-v5": (18, "ppo_atari"), "Reviews": (1.5, "")}).items():
         for name in names.split():
             shown = {cell: rows for cell, rows in cells.items() if cell[1].split()[-1] in (name, BEFORE.get(name))}
             common.save_figure(draw(shown, [env]), args.figures / f"curve_{name}.svg")

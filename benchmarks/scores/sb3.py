@@ -51,6 +51,7 @@ class Args:
     checkpoint_every: int = 50_000  # environment steps between evaluations
     eval_episodes: int = 20  # episodes of an evaluation
     evaluate: str = ""  # play this run folder's policy, greedily, and do not train
+    resume: str = ""  # the same: a checkpoint is of a run that has ended
 
 
 def from_json(name, value):
@@ -122,7 +123,8 @@ class Log(BaseCallback):
         if step < total and step - self.evaluated >= self.args.checkpoint_every:
             self.evaluated = step
             self.writer.add_scalar("charts/eval_return", evaluate(self.model, self.args).mean(), step)
-        return len(self.returns) < 20 or np.mean(self.returns) < self.args.stop_at
+        stop_at = self.args.stop_at
+        return stop_at == np.inf or len(self.returns) < 20 or np.mean(self.returns) < stop_at
 
     def log(self):
         """Write what is known at this step -> seconds since training began."""
@@ -159,10 +161,12 @@ def restore(model, saved):
 def main():
     """Train, or load what was trained; evaluate, and print the line that other programs read."""
     args = tyro.cli(Args, description=__doc__)
+    args.evaluate = args.evaluate or args.resume
     folder = Path(args.evaluate)
     if args.evaluate:
         saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         args = tyro.cli(Args, default=Args(**saved["args"]))
+        args.evaluate = str(folder)
     torch.set_num_threads(args.num_threads)
     torch.set_float32_matmul_precision(args.matmul_precision)
     model = make_model(args)

@@ -29,7 +29,7 @@ def on_policy(n, p):
 
 
 def off_policy(n, p):
-    return f"--env-id Pendulum-v1 --utd {1 / (n * p)} --learning-starts 256 --total-timesteps {256 + 1000 * n * p}"
+    return f"--env-id Pendulum-v1 --utd {1 / (n * p)} --learning-starts {n * p} --total-timesteps {1001 * n * p}"
 
 
 SCRIPTS = dict.fromkeys(("reinforce", "reinforce_baseline", "a2c", "trpo", "ppo"), on_policy)

@@ -31,7 +31,7 @@ import common
 HERE = Path(__file__).resolve().parent
 PEER = HERE.parent / "scores" / "sb3.py"  # leaves the same log and last line as our scripts
 OURS = {"eager": "", "compiled": "--compile"}  # sides, and the flags that they add to our script
-PEERS = {"stable_baselines3": "stable_baselines3", "sbx": "sbx-rl"}  # sides by module, and the packages' names
+PEERS = ("stable_baselines3", "sbx")
 SIDES = (*OURS, *PEERS)
 NO_SBX = ("a2c.py", "trpo.py", "ppo_atari.py")
 SHOWN = [f"{name}-equal-sizes" for name in ("ppo", "a2c", "trpo", "ppo_atari", "td3", "sac")]  # in the README
@@ -55,15 +55,19 @@ class Args:
 
 
 def run(spec, side, seed, threads, args):
-    """Train once, in a process of its own -> a row's measurements. The clock is that of the log: it runs neither in
-    imports nor in the evaluation at the end. A peer whose time to solved is asked for stops when it is."""
+    """Train once, in a process of its own -> a row's measurements.
+
+    The clock is that of the log: it runs neither in imports nor in the evaluation at the end. A peer whose time to
+    solved is asked for stops when it is.
+    """
     if side in OURS:
         words = [common.ROOT / spec["script"], *shlex.split(f"{spec['flags']} {OURS[side]}")]
     else:
-        words = [PEER, *shlex.split(spec["peer"]), "--package", side, "--checkpoint-every", 10**9]
+        words = [PEER, *shlex.split(spec["peer"]), "--package", side]
         words += ["--stop-at", spec["solved"]] if "solved" in spec else []
     words += ["--seed", seed, "--num-threads", threads, "--device", args.device, "--eval-episodes", 1]
-    command = [sys.executable, *map(str, words), "--matmul-precision", args.matmul_precision]
+    words += ["--checkpoint-every", 10**9, "--matmul-precision", args.matmul_precision]
+    command = [sys.executable, *map(str, words)]
     with tempfile.TemporaryDirectory() as folder:
         began, process = time.time(), common.start(command, folder, cores=threads)
         try:
@@ -76,32 +80,16 @@ def run(spec, side, seed, threads, args):
             common.fail(f"{shlex.join(command[1:])} ended with {process.returncode}: {error}", status=1)
         result = common.parse_last_line(common.last_line(folder, "stdout"))
         run_folder = Path(folder, result["folder"])
-        clock = common.read_clock(run_folder)
-        solved = common.solved_at(run_folder, spec["solved"]) if "solved" in spec else None
-        half = min((step for step in clock if step >= result["steps"] / 2), default=None)
-        return {
-            "steps": result["steps"],
-            "seconds": result["steps"] / result["steps_per_second"],  # the line's seconds have one digit
-            "half_steps": half,
-            "half_seconds": clock.get(half),
-            "startup_seconds": common.training_began(run_folder) - began,
-            "solved_at_steps": solved,
-            "solved_seconds": clock.get(solved),
-            "peak_rss_mb": common.peak_rss_mb(usage),
-        }
-
-
-def finish_row(result):
-    """A run's measurements -> the columns of its row; the second half's rate only for a run that went to its end."""
-    steps, seconds = result["steps"], result["seconds"]
-    row = {name: result[name] for name in ("steps", "solved_at_steps")}
-    row |= {"seconds": f"{seconds:.3f}", "steps_per_second": f"{steps / seconds:.1f}"}
-    if result["solved_seconds"] is not None:
-        row["solved_seconds"] = f"{result['solved_seconds']:.3f}"
-    elif result["half_steps"] is not None and result["half_steps"] < steps:
-        rate = (steps - result["half_steps"]) / (seconds - result["half_seconds"])
-        row["second_half_steps_per_second"] = f"{rate:.1f}"
-    return row | {name: f"{result[name]:.2f}" for name in ("startup_seconds", "peak_rss_mb")}
+        clock, steps = common.read_clock(run_folder), result["steps"]
+        half = min(step for step in clock if step >= steps / 2)
+        row = {"steps": steps, "seconds": f"{clock[steps]:.3f}", "steps_per_second": f"{steps / clock[steps]:.1f}"}
+        row["startup_seconds"] = f"{common.training_began(run_folder) - began:.2f}"
+        row["peak_rss_mb"] = f"{common.peak_rss_mb(usage):.2f}"
+        if "solved" not in spec and half < steps:
+            row["second_half_steps_per_second"] = f"{(steps - half) / (clock[steps] - clock[half]):.1f}"
+        if "solved" in spec and (at := common.solved_at(run_folder, spec["solved"])) is not None:
+            row |= {"solved_at_steps": at, "solved_seconds": f"{clock[at]:.3f}"}
+        return row
 
 
 def sides_of(spec, args):
@@ -123,9 +111,8 @@ def measure(name, args, bar):
     for seed in turns(spec, args):
         for side in sides_of(spec, args):
             bar.set_postfix_str(f"{name} {side} seed {seed}")
-            result = run(spec, side, seed, threads, args)
             first = {"comparison": name, "side": side, "seed": seed, "threads": threads, "device": args.device}
-            rows.append(first | finish_row(result) | origin)
+            rows.append(first | run(spec, side, seed, threads, args) | origin)
             bar.update()
     return rows
 
@@ -205,7 +192,8 @@ def main():
         for name in chosen:
             new = measure(name, args, bar)
             replaced = (name, str(args.threads or COMPARISONS[name].get("threads", 1)), args.device)
-            kept = [row for row in rows if (row["comparison"], row["threads"], row["device"]) != replaced]
+            same = [(row["comparison"], row["threads"], row["device"]) == replaced for row in rows]
+            kept = [row for row, old in zip(rows, same, strict=True) if not (old and row["side"] in args.sides)]
             common.replace_rows(args.out, COLUMNS, kept + new)
             rows = common.read_rows(args.out, COLUMNS)
     for lines in tables([row for row in rows if row["comparison"] in chosen]).values():

@@ -66,9 +66,10 @@ class Args:
 
 def thin(curve, points=POINTS):
     """A curve {step: value} -> steps and values of so many equal parts: the last step of each, and its mean value."""
-    parts, end = {}, max(curve, default=1)
+    parts, start, end = {}, min(curve, default=0), max(curve, default=1)
     for step, value in sorted(curve.items()):
-        parts.setdefault(math.ceil(step * points / end), []).append((step, value))
+        part = math.ceil((step - start) * points / max(end - start, 1))
+        parts.setdefault(max(part, 1), []).append((step, value))
     return [part[-1][0] for part in parts.values()], [float(np.mean([y for _, y in part])) for part in parts.values()]
 
 
@@ -96,10 +97,10 @@ def run(setting, seed, more):
     return notes | {"eval_return": ([result["steps"]], [result["eval_return"]])}
 
 
-def rows_of(name, setting, seed, notes):
+def rows_of(name, setting, flags, seed, notes):
     """The rows of a run, one for each quantity; lists have spaces between their numbers."""
     words = lambda column: " ".join(f"{x:.5g}" if isinstance(x, float) else str(x) for x in column)  # noqa: E731
-    known = {"setting": name, "script": setting.script, "flags": setting.flags, "seed": str(seed)}
+    known = {"setting": name, "script": setting.script, "flags": flags, "seed": str(seed)}
     return [known | {"quantity": quantity, "x": words(x), "y": words(y)} for quantity, (x, y) in notes.items()]
 
 
@@ -109,16 +110,19 @@ def measure(settings, args, path):
     origin = common.provenance()
     rows = [row for row in common.open_rows(path, COLUMNS) if row["commit"] == origin["commit"]]
     rows = [] if origin["commit"].endswith("-dirty") else rows
-    done = {(row["setting"], row["seed"]) for row in rows}
-    missing = [(name, seed) for seed in seeds for name in settings]
-    missing = [(name, seed) for name, seed in missing if (name, str(seed)) not in done]
+    done = {(row["setting"], row["flags"], row["seed"]) for row in rows}
+    flags = {name: f"{setting.flags} {args.flags}".strip() for name, setting in settings.items()}
+    missing = [(name, seed) for seed in seeds for name in settings if (name, flags[name], str(seed)) not in done]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, spawn, max_tasks_per_child=1) as pool:
         runs = {pool.submit(run, settings[name], seed, args.flags): (name, seed) for name, seed in missing}
-        for ended in tqdm(as_completed(runs), total=len(runs), unit="run"):
-            name, seed = runs[ended]
-            rows += [row | origin for row in rows_of(name, settings[name], seed, ended.result())]
-            common.replace_rows(path, COLUMNS, rows)
+        try:
+            for ended in tqdm(as_completed(runs), total=len(runs), unit="run"):
+                name, seed = runs[ended]
+                rows += [row | origin for row in rows_of(name, settings[name], flags[name], seed, ended.result())]
+                common.replace_rows(path, COLUMNS, rows)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Table:
