@@ -120,18 +120,13 @@ def make_tasks(args):
     ]
 
 
-def start(task, *flags):
+def start(task, lock, *flags):
     """Run the script to its end in its task's folder; its output is in files there -> peak memory, MB."""
     command = [sys.executable, str(task.folder / task.source.name), *flags]
-    with open(task.folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process keeps it if this one is killed
-        except BlockingIOError:
-            raise RuntimeError("a process of a runner that was killed still works on it") from None
-        process = common.start(command, task.folder, pass_fds=[lock.fileno()])
-        RUNNING.add(process)
-        _, status, usage = os.wait4(process.pid, 0)
-        RUNNING.discard(process)
+    process = common.start(command, task.folder, pass_fds=[lock.fileno()])  # it keeps the lock if this one is killed
+    RUNNING.add(process)
+    _, status, usage = os.wait4(process.pid, 0)
+    RUNNING.discard(process)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         last = common.last_line(task.folder, "stderr") or common.last_line(task.folder, "stdout")
@@ -169,30 +164,39 @@ def read_curve(run_folder, steps, eval_return):
     ]
 
 
-def make_run(task):
-    """Do what a run still lacks -> task, {"row", "curve"} or {"error"}."""
+def finish(task, lock):
+    """Do what a run still lacks -> {"row", "curve"}."""
     result = task.folder / "result.json"
+    if result.exists() and (known := json.loads(result.read_text()))["row"]["episodes"] == task.episodes:
+        return known
+    if not (task.folder / task.source.name).exists():  # an edit since then changes no run
+        shutil.copy(task.source, task.folder)
+    saved = [path.parent for path in task.folder.glob("runs/*/checkpoint.pt")]
+    flags = ("--env-id", task.env, "--seed", str(task.seed), "--num-threads", "1", "--device", "cpu")
+    peak = start(task, lock, *(("--resume", str(saved[0])) if saved else (*flags, *shlex.split(task.flags))))
+    (run_folder,) = (path.parent for path in task.folder.glob("runs/*/checkpoint.pt"))
+    start(task, lock, "--evaluate", str(run_folder), "--eval-episodes", str(task.episodes))
+    final = common.parse_last_line(common.last_line(task.folder, "stdout"))
+    curve = read_curve(run_folder, final["steps"], final["eval_return"])
+    del final["folder"]
+    row = {"script": task.source.name, "env": task.env, "seed": task.seed, "key": task.key, "flags": task.flags}
+    row |= final | {"peak_rss_mb": f"{peak:.1f}", "script_sha256": task.sha256, "date": common.now()}
+    found = {"row": row | dict(task.origin) | common.machine(), "curve": curve}
+    draft = result.with_suffix(".tmp")
+    draft.write_text(json.dumps(found))
+    draft.replace(result)
+    return found
+
+
+def make_run(task):
+    """A run in its folder, which is locked for it -> task, {"row", "curve"} or {"error"}."""
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
-        if result.exists() and (known := json.loads(result.read_text()))["row"]["episodes"] == task.episodes:
-            return task, known
-        if not (task.folder / task.source.name).exists():  # an edit since then changes no run
-            shutil.copy(task.source, task.folder)
-        saved = [path.parent for path in task.folder.glob("runs/*/checkpoint.pt")]
-        flags = ("--env-id", task.env, "--seed", str(task.seed), "--num-threads", "1", "--device", "cpu")
-        peak = start(task, *(("--resume", str(saved[0])) if saved else (*flags, *shlex.split(task.flags))))
-        (run_folder,) = (path.parent for path in task.folder.glob("runs/*/checkpoint.pt"))
-        start(task, "--evaluate", str(run_folder), "--eval-episodes", str(task.episodes))
-        final = common.parse_last_line(common.last_line(task.folder, "stdout"))
-        curve = read_curve(run_folder, final["steps"], final["eval_return"])
-        del final["folder"]
-        row = {"script": task.source.name, "env": task.env, "seed": task.seed, "key": task.key, "flags": task.flags}
-        row |= final | {"peak_rss_mb": f"{peak:.1f}", "script_sha256": task.sha256, "date": common.now()}
-        found = {"row": row | dict(task.origin) | common.machine(), "curve": curve}
-        draft = result.with_suffix(".tmp")
-        draft.write_text(json.dumps(found))
-        draft.replace(result)
-        return task, found
+        with open(task.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return task, finish(task, lock)
+    except BlockingIOError:
+        return task, {"error": "a process of a runner that was killed still works on it"}
     except Exception as error:  # the others go on
         return task, {"error": " ".join(str(error).split())}
 
