@@ -76,11 +76,11 @@ def make_vec(args, num_envs, training, **kwargs):
     """Environments with flat observations."""
     if "ale_py:" in args.env_id:  # in training lives are episodes
         ale = dict(num_threads=args.num_threads, life_loss_info=training, reward_clipping=training)
-        if "render_mode" in kwargs:
+        if "render_mode" in kwargs:  # only single games film
             args, ale = replace(args, async_envs=True), {"frameskip": 1}
             ale["wrappers"] = [gym.wrappers.AtariPreprocessing, lambda e: gym.wrappers.FrameStackObservation(e, 4)]
         kwargs = {"repeat_action_probability": 0} | ale | kwargs
-    torch.manual_seed(args.seed)  # evaluations sample
+    torch.manual_seed(args.seed)  # evaluations sample actions
     envs = gym.make_vec(args.env_id, num_envs, "async" if args.async_envs else None, **kwargs)
     space = envs.single_observation_space
     if not isinstance(space, Box) or len(space.shape) != 1:
@@ -96,10 +96,10 @@ class Agent(nn.Module):
         super().__init__()
         D, A = envs.single_observation_space.shape[0], gym.spaces.flatdim(envs.single_action_space)
         self.discrete = isinstance(envs.single_action_space, Discrete)
-        relu, zoom, self.shape = nn.ReLU(), nn.Upsample(84), envs.unwrapped.single_observation_space.shape
-        require(len(self.shape or ()) == 3 and envs.observation_space.dtype == np.uint8, f"{D} numbers, no image")
+        relu, self.shape = nn.ReLU(), envs.unwrapped.single_observation_space.shape
+        require(len(self.shape or ()) == 3 and envs.observation_space.dtype == np.uint8, f"{D} numbers, not an image")
         convs = nn.Conv2d(min(self.shape), 32, 8, 4), relu, nn.Conv2d(32, 64, 4, 2), relu, nn.Conv2d(64, 64, 3), relu
-        self.cnn = nn.Sequential(*[zoom] * (self.shape.count(84) < 2), *convs, nn.Flatten(), nn.Linear(3136, 512), relu)
+        self.cnn = nn.Sequential(nn.Upsample(84), *convs, nn.Flatten(), nn.Linear(64 * 7 * 7, 512), relu)
         self.cnn.apply(lambda m: hasattr(m, "weight") and nn.init.orthogonal_(m.weight, 2**0.5))
         self.norm_return = RunningNorm(1)
         self.actor, self.critic = nn.Linear(512, A), nn.Linear(512, 1)

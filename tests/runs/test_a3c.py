@@ -37,6 +37,9 @@ def test_one_worker_is_a2c_to_the_bit(env_id, flags, folder):
     our_log, their_log = scalars(our_result.folder), scalars(their_result.folder)
     assert our_log["charts/eval_return"] == their_log["charts/eval_return"]
     assert set(our_log) - set(their_log) == {"losses/staleness"}
+    assert {value for _, value in our_log["losses/staleness"]} == {0}  # nobody else updates
+    ours, theirs = ({value for _, value in log["losses/explained_variance"]} for log in (our_log, their_log))
+    assert ours & theirs
 
 
 def test_updates_of_both_workers_arrive(folder):
