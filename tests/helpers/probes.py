@@ -1,7 +1,9 @@
 """Environments with known answers, unusual spaces, or faults. Their ids are probes:Name-v0."""
 
+import multiprocessing
 import os
 import random
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -52,6 +54,14 @@ class BoxActionReward(Probe):
 
     def reward(self, action):
         return -(((action[0] - 0.75) / 0.5) ** 2) - ((action[1] + 2) / 4) ** 2
+
+
+class LeavesAFile(Probe):
+    """Each step leaves the file `stepped` in the working directory."""
+
+    def step(self, action):
+        Path("stepped").touch()
+        return super().step(action)
 
 
 class UnboundedActionReward(Probe):
@@ -253,7 +263,8 @@ class Fault(Probe):
         if self.count > 10_000:
             raise TimeoutError("the run did not stop")
         if self.count == self.when:
-            if self.quantity == "raise" or (self.quantity == "raise in one" and self.odd):
+            in_main = multiprocessing.parent_process() is None
+            if {"raise": True, "raise in one": self.odd, "raise in main": in_main}.get(self.quantity):
                 raise RuntimeError("the simulator broke")
             if self.quantity == "exit":
                 os._exit(1)
@@ -358,6 +369,7 @@ for name, kwargs in {
     "NanReset": {"quantity": "reset", "length": 1000},
     "Raises": {"quantity": "raise"},
     "OneRaises": {"quantity": "raise in one"},  # one of two environments, because their seeds are consecutive
+    "RaisesInMain": {"quantity": "raise in main", "when": 3},  # not in a process that the run started
     "Exits": {"quantity": "exit"},
     "WrongShape": {"quantity": "whole observation", "value": np.zeros(3, np.float32)},
     "WrongType": {"quantity": "whole observation", "value": np.array(["left"])},

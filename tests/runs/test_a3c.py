@@ -92,11 +92,11 @@ def alive(pids):
     return [pid for pid in pids if status(pid)[0] != "Z"]
 
 
-def stop_in_the_middle(folder, *flags, kill):
-    """Start two workers, and after two checkpoints call kill(process, workers) -> status, errors, seconds it took."""
+def stop_in_the_middle(folder, *flags, kill, checkpoints=2):
+    """Start two workers, and after some checkpoints call kill(process, workers) -> status, errors, seconds it took."""
     process = start("a3c", *ENDLESS, *flags, cwd=folder)
     try:
-        wait_for_checkpoints(process, folder, 2)
+        wait_for_checkpoints(process, folder, checkpoints)
         others = descendants(process.pid)
         workers = [pid for pid in others if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
         began = time.monotonic()
@@ -136,6 +136,31 @@ def test_signal_saves_and_stops_all_processes(number, tmp_path):
     assert code == 128 + number
     (run_folder,) = tmp_path.glob("runs/*")
     assert f"continues from {checkpoint(run_folder)['step']})" in line
+
+
+@linux
+def test_signal_does_not_wait_for_the_next_checkpoint(tmp_path):
+    def terminate_in_the_first_segment(process, _):
+        while not (tmp_path / "stepped").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+
+    flags = ("--env-id", "probes:LeavesAFile-v0", "--checkpoint-every", 10**7)
+    code, _, _ = stop_in_the_middle(tmp_path, *flags, checkpoints=0, kill=terminate_in_the_first_segment)
+    assert code == 128 + signal.SIGTERM
+
+
+@linux
+def test_error_at_a_checkpoint_stops_all_processes(tmp_path):
+    flags = ("--env-id", "probes:RaisesInMain-v0", "--checkpoint-every", 320, "--eval-episodes", 2)
+    process = start("a3c", *ENDLESS, *flags, cwd=tmp_path)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "RuntimeError: the simulator broke" in stderr
 
 
 @linux
