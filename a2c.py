@@ -2,16 +2,16 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch>=2.11", "gymnasium[classic-control]>=1.2.1", "moviepy", "tensorboard", "tqdm", "tyro"]
 # ///
-"""Advantage actor-critic (A2C: A3C, Mnih et al. 2016, https://arxiv.org/abs/1602.01783, in one process).
+"""Advantage actor-critic (A2C: Mnih et al. 2016 in one process, https://arxiv.org/abs/1602.01783).
 
-Maximise  E[log pi(a|s) A] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)], with no gradient through A and R
-with advantage A (GAE, https://arxiv.org/abs/1506.02438; as in A3C at lambda 1), R = A + V(s), entropy H.
+    Maximise E[log pi(a|s) A] - c_v E[(V(s) - R)^2] / 2 + c_e E[H], no gradient through A and R,
+    with advantage A (GAE, arXiv:1506.02438; as in A3C at lambda 1), R = A + V(s), entropy H.
 
     python a2c.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
     ... --resume runs/FOLDER
 
-Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
+Shapes: T steps, N environments, B steps in a batch; D numbers are an observation, A an action.
 """
 
 import hashlib

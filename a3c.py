@@ -4,14 +4,14 @@
 # ///
 """Asynchronous advantage actor-critic (A3C, Mnih et al. 2016, https://arxiv.org/abs/1602.01783).
 
-Maximise  E[log pi(a|s) A] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)], with no gradient through A and R
-with advantage A (GAE, https://arxiv.org/abs/1506.02438), R = A + V(s), entropy H.
+    Maximise E[log pi(a|s) A] - c_v E[(V(s) - R)^2] / 2 + c_e E[H], no gradient through A and R,
+    with advantage A (GAE, arXiv:1506.02438), R = A + V(s), entropy H.
 
     python a3c.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
     ... --resume runs/FOLDER
 
-Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
+Shapes: T steps, N environments, B steps in a batch; D numbers are an observation, A an action.
 """
 
 import copy

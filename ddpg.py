@@ -6,7 +6,7 @@
 
     Critic: minimise E[(Q(s, a) - y)^2], y = r + gamma Q'(s', pi'(s'))
     Actor:  maximise E[Q(s, pi(s))]
-    Networks marked ' are targets, which follow the others slowly. Where s' ends the episode, y = r.
+    Networks marked ' are targets: they follow the others slowly. Where s' ends an episode, y = r.
 
     python ddpg.py
     ... --num-envs 4 --total-timesteps 24000

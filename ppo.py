@@ -4,14 +4,14 @@
 # ///
 """Proximal policy optimization (PPO, Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
-Maximise  E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H(pi)]
-with ratio = pi(a|s) / pi_old(a|s), advantage A (GAE, https://arxiv.org/abs/1506.02438), R = A + V_old(s), entropy H.
+    Maximise E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)] - c_v E[(V(s) - R)^2] / 2 + c_e E[H]
+    with ratio = pi / pi_old, advantage A (GAE, arXiv:1506.02438), R = A + V_old(s), entropy H.
 
     python ppo.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
     ... --resume runs/FOLDER
 
-Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
+Shapes: T steps, N environments, B steps in a batch; D numbers are an observation, A an action.
 """
 
 import hashlib

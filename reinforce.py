@@ -4,14 +4,14 @@
 # ///
 """REINFORCE, the Monte-Carlo policy gradient (Williams 1992, https://doi.org/10.1007/BF00992696).
 
-Maximise  E[log pi(a|s) R]
-with the return R[t] = reward[t] + gamma R[t+1], summed to the end of the episode.
+    Maximise E[log pi(a|s) R]
+    with the return R[t] = reward[t] + gamma R[t+1], summed to the end of the episode.
 
     python reinforce.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
     ... --resume runs/FOLDER
 
-Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
+Shapes: T steps, N environments, B steps in a batch; D numbers are an observation, A an action.
 """
 
 import hashlib

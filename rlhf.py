@@ -2,20 +2,19 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch>=2.11", "gymnasium[classic-control]>=1.2.1", "moviepy", "tensorboard", "tqdm", "tyro"]
 # ///
-"""Reinforcement learning from human feedback (RLHF, Ouyang et al. 2022, https://arxiv.org/abs/2203.02155), in one file.
+"""Reinforcement learning from human feedback (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155).
 
-1. Supervised fine-tuning (SFT): a transformer learns to write film reviews.  Minimise  E[-log pi(word | words before)]
-2. Reward model r: people compare pairs of reviews.  Minimise  E[-log sigmoid(r(preferred) - r(other))]
-3. PPO: maximise  E[r(review) - beta KL],  KL the sum of log(pi / pi_ref) over its words, pi_ref of stage 1.
+1. Supervised fine-tuning (SFT) on film reviews:  minimise  E[-log pi(word | words before)]
+2. Reward model r, from noisy comparisons:  minimise  E[-log sigmoid(r(preferred) - r(other))]
+3. PPO:  maximise  E[r(review) - beta KL],  KL = sum of log(pi / pi_ref) over words, pi_ref from 1
 
-People are simulated. What they like is called gold: kind words, no repetition, no broken grammar. Training sees only
-noisy comparisons; evaluations measure gold itself, as eval_return.
+Simulated people like kind words, no repetition, good grammar. Evaluations measure it as gold.
 
     python rlhf.py
     ... --beta 0    (then the score rises, and gold falls)
     ... --evaluate runs/FOLDER --prompt "the film was"
 
-Shapes: L words are a review, P of them its prompt, T = L - P the response. N reviews are a rollout, B of them a batch.
+Shapes: L words are a review: P a prompt, T = L - P a response; N reviews are a rollout, B a batch.
 """
 
 import hashlib

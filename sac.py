@@ -4,9 +4,9 @@
 # ///
 """Soft actor-critic (SAC, Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905).
 
-    Critic: minimise sum_i E[(Q_i(s, a) - y)^2], y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')), i = 1, 2
-    Actor:  maximise E[min_i Q_i(s, a) - alpha log pi(a|s)], with a, a' ~ pi and a learned temperature alpha
-    Networks marked ' are targets, which follow the others slowly. Where s' ends the episode, y = r.
+    Critics: minimise E[(Q_i(s, a) - y)^2], y = r + gamma (min Q'_i(s', a') - alpha log pi(a'|s'))
+    Actor:   maximise E[min Q_i(s, a) - alpha log pi(a|s)], with a, a' ~ pi, alpha learned
+    Networks marked ' are targets: they follow the others slowly. Where s' ends an episode, y = r.
 
     python sac.py
     ... --num-envs 4 --total-timesteps 24000

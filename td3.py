@@ -2,11 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch>=2.11", "gymnasium[classic-control]>=1.2.1", "moviepy", "tensorboard", "tqdm", "tyro"]
 # ///
-"""Twin delayed deep deterministic policy gradient (TD3, Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477).
+"""Twin delayed DDPG (TD3, Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477).
 
-    Critic: minimise sum_i E[(Q_i(s, a) - y)^2], y = r + gamma min_i Q'_i(s', clip(pi'(s') + clip(noise))), i = 1, 2
-    Actor:  maximise E[Q_1(s, pi(s))]
-    Networks marked ' are targets, which follow the others slowly. Where s' ends the episode, y = r.
+    Critics: minimise E[(Q_i(s, a) - y)^2], y = r + gamma min Q'_i(s', clip(pi'(s') + clip(noise)))
+    Actor:   maximise E[Q_1(s, pi(s))]
+    Networks marked ' are targets: they follow the others slowly. Where s' ends an episode, y = r.
 
     python td3.py
     ... --num-envs 4 --total-timesteps 24000

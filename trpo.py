@@ -4,14 +4,14 @@
 # ///
 """Trust region policy optimization (TRPO, Schulman et al. 2015, https://arxiv.org/abs/1502.05477).
 
-Maximise  E[ratio A]  subject to  E[KL(pi_old || pi)] <= delta;  for the value, minimise  E[(V(s) - R)^2] / 2
-with ratio = pi(a|s) / pi_old(a|s), advantage A (GAE, https://arxiv.org/abs/1506.02438), R = A + V_old(s).
+    Maximise E[ratio A] subject to E[KL(pi_old || pi)] <= delta, minimise E[(V(s) - R)^2] / 2
+    with ratio = pi / pi_old, advantage A (GAE, arXiv:1506.02438), R = A + V_old(s).
 
     python trpo.py
     ... --env-id Acrobot-v1 --total-timesteps 500000
     ... --resume runs/FOLDER
 
-Shapes: T steps of N environments are a rollout, B of its steps a batch; D numbers are an observation, A an action.
+Shapes: T steps, N environments, B steps in a batch; D numbers are an observation, A an action.
 """
 
 import hashlib

@@ -142,11 +142,14 @@ def test_help_explains_every_flag(script, capsys):
         assert re.sub(r"[\s|]+", "", phrase[1]) in shown, f"{flag} is not explained"
 
 
-def test_help_begins_with_the_docstring(folder):
-    status, stdout, _ = end("ppo", "--help")
+@pytest.mark.parametrize("script", ALL)
+def test_help_begins_with_the_docstring_and_fits_in_a_terminal(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # a longer line would be broken inside a word
+    status, stdout, _ = end(script, "--help")
     assert status == 0
-    assert "Proximal policy optimization" in stdout
-    assert "--resume runs/FOLDER" in stdout
+    assert import_module(script).__doc__.splitlines()[0] in stdout
+    assert f"python {script}.py" in stdout
+    assert max(map(len, stdout.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("script", ALL)
