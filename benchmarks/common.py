@@ -69,9 +69,9 @@ def parse_seeds(text):
     return seeds
 
 
-def contents_sha256(path):
-    """The first 12 digits of the SHA-256 of a file's contents."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def code_sha256(path):
+    """The first 12 digits of the SHA-256 of what follows a file's docstring."""
+    return hashlib.sha256(Path(path).read_text().split('"""', 2)[-1].encode()).hexdigest()[:12]
 
 
 def git(*arguments):

@@ -106,7 +106,7 @@ def score_text(rows):
 
 def is_old(rows):
     """Whether a row was measured on other contents of its script than there are now."""
-    return any(row["script_sha256"] != common.contents_sha256(common.ROOT / row["script"]) for row in rows)
+    return any(row["script_sha256"] != common.code_sha256(common.ROOT / row["script"]) for row in rows)
 
 
 def scores_table(cells, peers):

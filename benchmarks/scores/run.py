@@ -64,7 +64,7 @@ class Task:
 
     @property
     def sha256(self):
-        return common.contents_sha256(self.source)
+        return common.code_sha256(self.source)
 
     @property
     def key(self):

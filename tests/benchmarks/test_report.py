@@ -136,7 +136,7 @@ def test_rows_with_other_flags_are_left_out(report):
 
 def test_table_and_figures(report, monkeypatch, capsys):
     """A score of four seeds has an interval; a row of another script's contents has a mark; an empty cell is empty."""
-    sha = report.common.contents_sha256(ROOT / "ppo.py")
+    sha = report.common.code_sha256(ROOT / "ppo.py")
     mine = [row(seed=seed, score=float(score), script_sha256=sha) for seed, score in enumerate((1, 2, 3, 4), 1)]
     theirs = row(seed=1, score=7.0, script="sb3.py", flags="--algorithm ppo --num-envs 8")
     write(report, *mine, theirs, row(env="Right-v1", score=5.0, flags="", script_sha256="another"))
