@@ -156,7 +156,7 @@ def test_error_at_a_checkpoint_stops_all_processes(tmp_path):
     flags = ("--env-id", "probes:RaisesInMain-v0", "--checkpoint-every", 320, "--eval-episodes", 2)
     process = start("a3c", *ENDLESS, *flags, cwd=tmp_path)
     try:
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)  # the workers hold its output
     finally:
         process.kill()
     assert process.returncode == 1
