@@ -6,9 +6,10 @@
 
 1. Supervised fine-tuning (SFT) on film reviews:  minimise  E[-log pi(word | words before)]
 2. Reward model r, from noisy comparisons:  minimise  E[-log sigmoid(r(preferred) - r(other))]
-3. PPO:  maximise  E[r(review) - beta KL],  KL = sum of log(pi / pi_ref) over words, pi_ref from 1
+3. PPO:  maximise  E[r(review) - beta KL],  KL = sum of log(pi / pi_ref) over words, pi_ref = SFT's
 
-Simulated people like kind words, no repetition, good grammar. Evaluations measure it as gold.
+    Simulated people like kind words, no repetition, good grammar: this is called gold.
+    Training sees only their noisy comparisons; evaluations measure gold itself, as eval_return.
 
     python rlhf.py
     ... --beta 0    (then the score rises, and gold falls)

@@ -130,7 +130,7 @@ def test_killed_worker_ends_the_run(flags, tmp_path):
 
 
 @linux
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signal_saves_and_stops_all_processes(number, tmp_path):
     code, line, _ = stop_in_the_middle(tmp_path, kill=lambda process, _: process.send_signal(number))
     assert code == 128 + number
@@ -156,7 +156,7 @@ def test_error_at_a_checkpoint_stops_all_processes(tmp_path):
     flags = ("--env-id", "probes:RaisesInMain-v0", "--checkpoint-every", 320, "--eval-episodes", 2)
     process = start("a3c", *ENDLESS, *flags, cwd=tmp_path)
     try:
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)  # the workers hold its output
     finally:
         process.kill()
     assert process.returncode == 1
@@ -180,7 +180,10 @@ def test_workers_end_with_the_main_process(tmp_path):
 
 @pytest.mark.parametrize(
     ("env_id", "words"),
-    [("Raises-v0", "RuntimeError: the simulator broke"), ("NanReward-v0", "an observation or reward is not finite")],
+    [
+        ("Raises-v0", "RuntimeError: the simulator broke"),
+        pytest.param("NanReward-v0", "an observation or reward is not finite", marks=pytest.mark.slow),
+    ],
 )
 def test_error_in_a_worker_is_one_line(env_id, words, tmp_path):
     code, _, stderr = run("a3c", *ENDLESS, "--env-id", f"probes:{env_id}", cwd=tmp_path)
