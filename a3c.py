@@ -250,7 +250,7 @@ def learn(run, args):
     require("__file__" in globals(), "a cell cannot start processes: save the file and import it")
     args, num_workers = replace(args, device="cpu"), args.num_workers or os.cpu_count()
     agent = Agent(run.envs, args).share_memory()
-    # Adam's default eps makes noise whole steps where advantages vanish.
+    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     for p in agent.parameters():  # else each has its own

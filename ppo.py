@@ -207,7 +207,7 @@ def learn(run, args):
     half = args.num_steps // 2 * args.num_envs  # the others may only reset
     require(2 * args.num_minibatches <= half, "--num-minibatches is too large")
     agent = Agent(run.envs, args).to(run.device)
-    # Adam's default eps makes noise whole steps where advantages vanish.
+    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps:

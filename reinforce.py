@@ -142,7 +142,7 @@ def loss(agent, batch, args):
 def learn(run, args):
     """Act for T steps in N environments, compute targets, update."""
     agent = Agent(run.envs, args).to(run.device)
-    # Adam's default eps makes noise whole steps where advantages vanish.
+    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps:

@@ -1,5 +1,6 @@
 """What the benchmarks share: arguments, processes, the line and log that a run leaves, tables as CSV, provenance."""
 
+import ast
 import csv
 import hashlib
 import importlib.metadata
@@ -70,8 +71,9 @@ def parse_seeds(text):
 
 
 def code_sha256(path):
-    """The first 12 digits of the SHA-256 of what follows a file's docstring."""
-    return hashlib.sha256(Path(path).read_text().split('"""', 2)[-1].encode()).hexdigest()[:12]
+    """The first 12 digits of the SHA-256 of a script's code, without its docstring and its comments."""
+    code = ast.unparse(ast.parse(Path(path).read_text().split('"""', 2)[-1]))
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 
 def git(*arguments):

@@ -134,6 +134,13 @@ def test_rows_with_other_flags_are_left_out(report):
     }
 
 
+def test_a_row_is_known_by_code_without_comments(report):
+    texts = ('"""A"""\nx = 1  # one\n', '"""B"""\n# two\nx = 1\n', '"""A"""\nx = 2\n')
+    for name, text in zip("abc", texts, strict=True):
+        Path(name).write_text(text)
+    assert report.common.code_sha256("a") == report.common.code_sha256("b") != report.common.code_sha256("c")
+
+
 def test_table_and_figures(report, monkeypatch, capsys):
     """A score of four seeds has an interval; a row of another script's contents has a mark; an empty cell is empty."""
     sha = report.common.code_sha256(ROOT / "ppo.py")
