@@ -122,7 +122,8 @@ def scores_table(cells, peers):
         for column in ("steps", "seconds"):
             values = [float(row[column]) for row in ours]
             line.append(f"{statistics.median(values):,.0f}" if values else "")
-        line += [score_text(ours) + mark, score_text(theirs)]
+        commits = ", ".join(sorted({row["commit"] for row in theirs}))
+        line += [score_text(ours) + mark, score_text(theirs) + f" ({commits})" * bool(theirs)]
         lines.append([*line, f"{published['score']:,.1f}{deviation}" if published else "", published.get("source", "")])
     header = ("environment", "script", "steps", "seconds", "score (95 %)", "SB3, here", "published", "source")
     return common.markdown(header, lines)
@@ -130,10 +131,9 @@ def scores_table(cells, peers):
 
 def readme_table(cells, peers):
     """Ten rows of the scores, without their costs."""
-    lines = scores_table(
-        {(env, name): rows for (env, name), rows in cells.items() if env in SHOWN.get(name, ())}, peers
-    )
-    return ["| ".join(column for k, column in enumerate(line.split("| ")) if k not in (4, 6)) for line in lines]
+    shown = {(env, name): rows for (env, name), rows in cells.items() if env in SHOWN.get(name, ())}
+    lines = [line.split("| ") for line in scores_table(shown, peers)]
+    return ["| ".join(column for k, column in enumerate(line) if k not in (4, 6)) for line in lines]
 
 
 def defaults_table(cells):

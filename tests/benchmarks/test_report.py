@@ -154,7 +154,7 @@ def test_table_and_figures(report, monkeypatch, capsys):
     assert head == "| environment | script | steps | seconds | score (95 %) | SB3, here | published | source |"
     assert a2c == "| Left-v1 | `a2c.py` |  |  |  |  |  |  |"
     assert left.startswith("| Left-v1 | `ppo.py` | 1,000 | 2 | 2.5 (")
-    assert left.endswith("), n 4 | 7.0, n 1 | 90.0 ± 1.5 | a paper, 1M |")
+    assert left.endswith("), n 4 | 7.0, n 1 (aaaaaaa) | 90.0 ± 1.5 | a paper, 1M |")
     assert right == "| Right-v1 | `ppo.py` | 1,000 | 2 | 5.0, n 1 * |  |  |  |"
     assert (end, mark) == ("<!-- end -->", "<!-- defaults -->")
     head, _, defaults, *rest = rest
