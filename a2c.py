@@ -51,7 +51,7 @@ class Args:
     learning_rate: float = 3e-3  # step size of Adam
     anneal_lr: bool = True  # lower the learning rate linearly to 0
     gamma: float = 0.99  # discount factor
-    gae_lambda: float = 1.0  # lambda: 0 is the TD error, 1 the whole return
+    gae_lambda: float = 1.0  # lambda: 0 is the TD error, 1 all rewards of the rollout
     norm_adv: bool = False  # normalise advantages in each batch
     ent_coef: float = 0.0  # c_e, weight of the entropy
     vf_coef: float = 0.5  # c_v, weight of the value loss
@@ -198,7 +198,7 @@ def loss(agent, batch, args):
 def learn(run, args):
     """Act for T steps in N environments, compute targets, update."""
     agent = Agent(run.envs, args).to(run.device)
-    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
+    # Adam divides by the gradient's size; where only noise is left, its default eps would make full steps.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps:

@@ -54,7 +54,7 @@ class Args:
     learning_rate: float = 3e-3  # step size of Adam
     anneal_lr: bool = True  # lower the learning rate linearly to 0
     gamma: float = 0.99  # discount factor
-    gae_lambda: float = 1.0  # lambda: 0 is the TD error, 1 the whole return
+    gae_lambda: float = 1.0  # lambda: 0 is the TD error, 1 all rewards of the rollout
     ent_coef: float = 0.0  # c_e, weight of the entropy
     vf_coef: float = 0.5  # c_v, weight of the value loss
     max_grad_norm: float = 0.5  # largest norm of the gradient
@@ -250,7 +250,7 @@ def learn(run, args):
     require("__file__" in globals(), "a cell cannot start processes: save the file and import it")
     args, num_workers = replace(args, device="cpu"), args.num_workers or os.cpu_count()
     agent = Agent(run.envs, args).share_memory()
-    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
+    # Adam divides by the gradient's size; where only noise is left, its default eps would make full steps.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     for p in agent.parameters():  # else each has its own

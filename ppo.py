@@ -51,7 +51,7 @@ class Args:
     learning_rate: float = 3e-3  # step size of Adam
     anneal_lr: bool = True  # lower the learning rate linearly to 0
     gamma: float = 0.99  # discount factor
-    gae_lambda: float = 0.95  # lambda: 0 is the TD error, 1 the whole return
+    gae_lambda: float = 0.95  # lambda: 0 is the TD error, 1 all rewards of the rollout
     num_minibatches: int = 4  # minibatches in an epoch
     update_epochs: int = 5  # passes over each rollout
     norm_adv: bool = True  # normalise advantages in each batch
@@ -207,7 +207,7 @@ def learn(run, args):
     half = args.num_steps // 2 * args.num_envs  # the others may only reset
     require(2 * args.num_minibatches <= half, "--num-minibatches is too large")
     agent = Agent(run.envs, args).to(run.device)
-    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
+    # Adam divides by the gradient's size; where only noise is left, its default eps would make full steps.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps:

@@ -4,7 +4,7 @@
 # ///
 """REINFORCE, the Monte-Carlo policy gradient (Williams 1992, https://doi.org/10.1007/BF00992696).
 
-    Maximise E[log pi(a|s) R]
+    Maximise E[log pi(a|s) R], R held fixed (its gradient is that of the expected return),
     with the return R[t] = reward[t] + gamma R[t+1], summed to the end of the episode.
 
     python reinforce.py
@@ -142,7 +142,7 @@ def loss(agent, batch, args):
 def learn(run, args):
     """Act for T steps in N environments, compute targets, update."""
     agent = Agent(run.envs, args).to(run.device)
-    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
+    # Adam divides by the gradient's size; where only noise is left, its default eps would make full steps.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps:

@@ -4,7 +4,7 @@
 # ///
 """REINFORCE with a baseline (Williams 1992, https://doi.org/10.1007/BF00992696; Sutton et al. 2000).
 
-    Maximise E[log pi(a|s) (R - V(s))] - E[(V(s) - R)^2] / 2, the first term without gradient through V,
+    Maximise E[log pi(a|s) (R - V(s))] - E[(V(s) - R)^2] / 2, V held fixed in the first term,
     with the return R[t] = reward[t] + gamma R[t+1], summed to the end of the episode.
 
     python reinforce_baseline.py
@@ -154,7 +154,7 @@ def loss(agent, batch, args):
 def learn(run, args):
     """Act for T steps in N environments, compute targets, update."""
     agent = Agent(run.envs, args).to(run.device)
-    # Where advantages vanish, gradients are noise; Adam's default eps would make whole steps of it.
+    # Adam divides by the gradient's size; where only noise is left, its default eps would make full steps.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-4, fused=True)
     run.start(agent=agent, optimizer=optimizer)
     while run.step < args.total_timesteps:

@@ -57,7 +57,7 @@ class Args:
     learning_rate: float = 1e-3  # step size of Adam
     beta: float = 0.1  # weight of the KL penalty
     group_size: int = 1  # G > 1: G responses to a prompt instead of a critic (GRPO)
-    gae_lambda: float = 0.95  # lambda: 0 is the TD error, 1 the whole return
+    gae_lambda: float = 0.95  # lambda: 0 is the TD error, 1 all rewards of the rollout
     num_minibatches: int = 4  # minibatches in an epoch
     update_epochs: int = 4  # passes over each rollout
     clip_coef: float = 0.2  # eps, how far the ratio may move from 1

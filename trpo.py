@@ -51,7 +51,7 @@ class Args:
     num_steps: int = 32  # T, steps of each environment in a rollout
     learning_rate: float = 3e-3  # step size of Adam, for the value
     gamma: float = 0.99  # discount factor
-    gae_lambda: float = 1.0  # lambda: 0 is the TD error, 1 the whole return
+    gae_lambda: float = 1.0  # lambda: 0 is the TD error, 1 all rewards of the rollout
     max_kl: float = 0.01  # delta, largest mean KL divergence of an update
     cg_iters: int = 10  # iterations of conjugate gradient
     cg_damping: float = 0.1  # added to the diagonal of the Fisher matrix
