@@ -13,7 +13,7 @@ ENVS, FLAGS = 8, "--total-timesteps 400000 --checkpoint-every 400000 --eval-epis
 WORKERS = {1: "#56B4E9", 2: "#0072B2", 4: "#D55E00", 8: "#CC79A7"}
 TAGS = RETURN, "charts/SPS"
 SETTINGS = {
-    f"A3C, {n} workers": Setting(
+    f"A3C, {n} worker{'s' * (n > 1)}": Setting(
         "a3c", f"{FLAGS} --num-workers {n} --num-envs {ENVS}", colour, tags=(*TAGS, "losses/staleness")
     )
     for n, colour in WORKERS.items()

@@ -116,7 +116,7 @@ def table(found):
         bias, variance = measured(found, env_id, "squared_bias"), measured(found, env_id, "variance")
         for row, name in zip(rows, ESTIMATORS, strict=True):
             score = spread(found.last(f"{env_id}, {name}", "eval_return"))
-            row += [f"{np.median(bias[name]):.2g}", f"{np.median(variance[name]):.2g}", score]
+            row += [*(f"{float(f'{np.median(x[name]):.2g}'):g}" for x in (bias, variance)), score]
     return common.markdown(header, rows)
 
 
