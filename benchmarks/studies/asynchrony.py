@@ -49,12 +49,14 @@ def draw(found):
 
 
 def table(found):
-    rows = []
-    for name in SETTINGS:
-        stale = [y.mean() for _, y in found.curves(name, "staleness")]
-        speed, score = np.median(found.last(name, "SPS")), found.last(name, "eval_return")
-        rows.append((name, f"{speed:,.0f}", f"{np.mean(stale):.2f}" if stale else "", spread(score)))
-    return common.markdown(("CartPole-v1, two cores", "steps/s", "staleness", "return at the end"), rows)
+    rows, names = [], list(SETTINGS)
+    for n, alone, together in zip(WORKERS, names[: len(WORKERS)], names[len(WORKERS) :], strict=True):
+        speeds = [f"{np.median(found.last(name, 'SPS')):,.0f}" for name in (alone, together)]
+        stale = np.mean([y.mean() for _, y in found.curves(alone, "staleness")])
+        ends = [spread(found.last(name, "eval_return")) for name in (alone, together)]
+        rows.append((n * ENVS, n, speeds[0], f"{stale:.2f}", ends[0], speeds[1], ends[1]))
+    columns = "A3C, workers", "steps/s", "staleness", "return at the end", "A2C, steps/s", "return at the end"
+    return common.markdown(("environments", *columns), rows)
 
 
 if __name__ == "__main__":

@@ -83,17 +83,14 @@ def draw(found):
 
 
 def table(found):
-    episodes = [(name, spread(found.last(name, "episodes_to_195"))) for name in SETTINGS]
     of = {name: [y for _, y in found.curves("learned baseline", f"gradient_variance_{name}")] for name in BASELINES}
-    ratios = {name: np.median(np.array(of[name]) / np.array(of["learned"]), 0) for name in BASELINES}
-    variances = [(label, f"{ratios[name].min():.1f} to {ratios[name].max():.1f}") for name, label in BASELINES.items()]
-    return [
-        *common.markdown(("CartPole-v1", "episodes until 100 of them average 195"), episodes),
-        "",
-        *common.markdown(
-            ("baseline", "variance of the gradient, by that with a learned one, as training goes on"), variances
-        ),
-    ]
+    rows = []
+    for name, (baseline, label) in zip(SETTINGS, BASELINES.items(), strict=True):
+        ratios = np.median(np.array(of[baseline]) / np.array(of["learned"]), 0)
+        episodes = spread(found.last(name, "episodes_to_195"))
+        rows.append((name, episodes, label, f"{ratios.min():.1f} to {ratios.max():.1f}"))
+    learns = "CartPole-v1", "episodes until 100 of them average 195"
+    return common.markdown((*learns, "baseline", "variance by that with a learned one, as training goes on"), rows)
 
 
 if __name__ == "__main__":
