@@ -246,7 +246,7 @@ def panels(rows, columns):
     """A figure for a page, and its axes: an array of rows, or of one row's axes."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams |= {"svg.hashsalt": "figures", "font.size": 10}
+    plt.rcParams |= {"svg.hashsalt": "figures", "font.size": 10 if columns < 3 else 12}
     size = ({1: 5, 2: 9}.get(columns, 11), 3.4 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
     for axis in figure.axes:

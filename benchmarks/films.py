@@ -2,7 +2,7 @@
 
     python benchmarks/films.py --atari runs/FOLDER      # of a run of ppo_atari.py that was trained before
 
-Each script has its defaults. figures/film_SCRIPT.gif is its film, figures/policies.gif has three of them side by side.
+Each script has its defaults. figures/film_SCRIPT.gif is its film, figures/policies.gif has three in a column.
 """
 
 import shlex
@@ -14,7 +14,7 @@ from pathlib import Path
 import common
 import numpy as np
 from moviepy import VideoFileClip
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 SCRIPTS = ("reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ppo_atari", "ddpg", "td3", "sac")
@@ -51,11 +51,11 @@ def frames_of(script, args):
     return [frame.resize((round(frame.width * HEIGHT / frame.height), HEIGHT)) for frame in frames]
 
 
-def side_by_side(films):
-    """One film of several, as long as the shortest, with a gap between them."""
-    gap = np.full((HEIGHT, 8, 3), 255, np.uint8)
+def stacked(films):
+    """One film of several, one above the other, as long as the shortest."""
+    size = max(film[0].width for film in films), HEIGHT
     for frames in zip(*films, strict=False):
-        yield Image.fromarray(np.hstack([part for frame in frames for part in (frame, gap)][:-1]))
+        yield Image.fromarray(np.vstack([ImageOps.pad(frame, size, color="white") for frame in frames]))
 
 
 def write(frames, path):
@@ -73,7 +73,7 @@ def main(args):
     for script, frames in films.items():
         write(frames, args.out / f"film_{script}.gif")
     if films.keys() >= set(TOGETHER):
-        write([*side_by_side([films[script] for script in TOGETHER])], args.out / "policies.gif")
+        write([*stacked([films[script] for script in TOGETHER])], args.out / "policies.gif")
 
 
 if __name__ == "__main__":

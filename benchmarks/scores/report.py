@@ -161,9 +161,9 @@ def curve_of(rows):
     return steps, np.stack([np.interp(steps, x, y) for x, y in runs])
 
 
-def draw(cells, envs):
+def draw(cells, envs, columns=3):
     """A panel for each of these environments: a band for each script -> figure"""
-    figure, axes = common.panels(-(-len(envs) // 3), min(len(envs), 3))
+    figure, axes = common.panels(-(-len(envs) // columns), min(len(envs), columns))
     handles, axes = {}, np.atleast_1d(axes)
     for axis in axes.flat[len(envs) :]:
         axis.set_axis_off()
@@ -196,7 +196,7 @@ def main():
     for name, group in FIGURES.items():
         envs = [env for env in dict.fromkeys(env for env, _ in cells) if peers[env]["group"] == group]
         common.save_figure(draw(cells, envs), args.figures / f"{name}.svg")
-    common.save_figure(draw(cells, CURVES), args.figures / "learning_defaults.svg")
+    common.save_figure(draw(cells, CURVES, columns=1), args.figures / "learning_defaults.svg")
     for env, (_, names) in (DEFAULTS | {"ale_py:ALE/Pong-v5": (18, "ppo_atari"), "Reviews": (1.5, "")}).items():
         for name in names.split():
             shown = {cell: rows for cell, rows in cells.items() if cell[1].split()[-1] in (name, BEFORE.get(name))}

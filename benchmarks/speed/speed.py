@@ -142,9 +142,7 @@ def line_of(rows):
     cells = [median(mine[side], ",.1f" if solved else ",.0f") for side in SIDES]
     if solved:
         counts = [f"{sum(map(math.isfinite, mine[side]))} of {len(mine[side])}" for side in SIDES]
-        cells = [
-            f"{cell} ({count})" if mine[side] else "" for side, cell, count in zip(SIDES, cells, counts, strict=True)
-        ]
+        cells = [f"{cell} ({n})" if mine[side] else "" for side, cell, n in zip(SIDES, cells, counts, strict=True)]
     script = f"`{name.partition('-')[0]}.py`{', same flags' * ('same-flags' in name)}"
     return [script, rows[0]["threads"], *cells, *(ratio(mine["eager"], mine[peer]) for peer in PEERS)]
 

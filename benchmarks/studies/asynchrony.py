@@ -7,11 +7,11 @@ and the push of the gradient. Give --jobs 1: the runs share the cores.
 """
 
 import numpy as np
-from study import RETURN, Setting, common, main, spread
+from study import RETURN, SPS, Setting, common, main, spread
 
 ENVS, FLAGS = 8, "--total-timesteps 400000 --checkpoint-every 400000 --eval-episodes 20"
 WORKERS = {1: "#56B4E9", 2: "#0072B2", 4: "#D55E00", 8: "#CC79A7"}
-TAGS = RETURN, "charts/SPS"
+TAGS = RETURN, SPS
 SETTINGS = {
     f"A3C, {n} worker{'s' * (n > 1)}": Setting(
         "a3c", f"{FLAGS} --num-workers {n} --num-envs {ENVS}", colour, tags=(*TAGS, "losses/staleness")
@@ -36,7 +36,7 @@ def draw(found):
         line = {"color": setting.colour, "linestyle": "-" if setting.script == "a3c" else ":", "linewidth": 1.8}
         steps, returns = medians(found, name, "episodic_return")
         axes[0].plot(steps, returns, label=name, **line)
-        axes[1].plot(steps / medians(found, name, "SPS")[1], returns, **line)
+        axes[1].plot(medians(found, name, "seconds")[1], returns, **line)
         if setting.script == "a3c":
             axes[2].plot(*medians(found, name, "staleness"), **line)
     axes[0].set(xlabel="environment steps", ylabel="return of 20 episodes")

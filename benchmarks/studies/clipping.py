@@ -23,8 +23,8 @@ SETTINGS = {
 
 def draw(found):
     figure, axes = common.panels(1, 3)
-    curves(axes[0], found, SETTINGS, "kl", "KL(old, new) of a rollout, nats", yscale="log")
-    curves(axes[1], found, SETTINGS, "clipfrac", "share of samples outside the range")
+    curves(axes[0], found, SETTINGS, "kl", "KL(old, new), nats", yscale="log", ylim=(1e-6, None))
+    curves(axes[1], found, SETTINGS, "clipfrac", "share of clipped samples")
     curves(axes[2], found, SETTINGS, "episodic_return", "return of 20 episodes")
     common.legend(figure, *axes[0].get_legend_handles_labels())
     return figure

@@ -93,7 +93,7 @@ def draw(found):
     figure, axes = common.panels(2, 2)
     for row, env_id in zip(axes, ENVIRONMENTS, strict=True):
         for quantity, colour in (("squared_bias", "#D55E00"), ("variance", "#0072B2")):
-            values = np.maximum(list(measured(found, env_id, quantity).values()), 1e-3)
+            values = np.maximum(list(measured(found, env_id, quantity).values()), 1e-4)
             middle = np.median(values, 1)
             ends = np.abs(np.stack([values.min(1), values.max(1)]) - middle)
             row[0].errorbar(range(len(middle)), middle, ends, fmt="o", color=colour, label=quantity.replace("_", " "))

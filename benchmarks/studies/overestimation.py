@@ -55,7 +55,7 @@ LOOK = at(study.EIGHTHS, value_gap)
 SETTINGS = {
     "DDPG": Setting("ddpg", FLAGS, common.COLOURS["ddpg"], (LOOK,)),
     "TD3": Setting("td3", FLAGS, common.COLOURS["td3"], (LOOK,)),
-    "TD3, one critic in the target": Setting("td3", FLAGS, "#E69F00", (one_critic, LOOK)),
+    "TD3, one critic in the target": Setting("td3", FLAGS, "#000000", (one_critic, LOOK)),
     "TD3, no noise on the target": Setting("td3", f"{FLAGS} --policy-noise 0", "#56B4E9", (LOOK,)),
     "TD3, no delay": Setting("td3", f"{FLAGS} --policy-frequency 1", "#999999", (LOOK,)),
     "SAC": Setting("sac", FLAGS, common.COLOURS["sac"], (LOOK,)),

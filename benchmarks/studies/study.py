@@ -26,7 +26,7 @@ import common
 
 sys.path.insert(0, str(common.ROOT))
 COLUMNS = ("setting", "script", "flags", "seed", "quantity", "x", "y", *common.PROVENANCE)
-RETURN = "charts/episodic_return"
+RETURN, SPS = "charts/episodic_return", "charts/SPS"
 POINTS = 40  # a curve keeps the means of so many equal parts of its run
 STATES, HORIZON = 64, 1000  # of Monte-Carlo returns: what gamma 0.99 leaves of step 1000 is 4e-5
 EIGHTHS = tuple(k / 8 for k in range(1, 9))
@@ -93,7 +93,10 @@ def run(setting, seed, more):
     if setting.says:
         words = re.search(setting.says, stdout.getvalue())[1].split()
         notes["says"] = words, [0] * len(words)
-    notes |= {tag.partition("/")[2]: thin(curve) for tag, curve in zip(setting.tags, curves, strict=True)}
+    curves = dict(zip(setting.tags, curves, strict=True))
+    notes |= {tag.partition("/")[2]: thin(curve) for tag, curve in curves.items()}
+    if SPS in curves:
+        notes["seconds"] = thin({step: step / rate for step, rate in curves[SPS].items()})
     return notes | {"eval_return": ([result["steps"]], [result["eval_return"]])}
 
 

@@ -55,9 +55,7 @@ def draw(found):
 def table(found):
     rows = []
     for name in SETTINGS:
-        mean, gap = (
-            [y.mean() for _, y in pairs] for pairs in (found.curves(name, "episodic_return"), found.gaps(name))
-        )
+        mean, gap = ([y.mean() for _, y in x] for x in (found.curves(name, "episodic_return"), found.gaps(name)))
         rows.append((name, spread(mean), spread(gap, 1), spread(found.last(name, "eval_return"))))
     return common.markdown(
         ("time limits", "return, mean over training", "value less what is collected", "return at the end"), rows
