@@ -177,10 +177,11 @@ def draw(cells, envs, columns=3):
                 (handles[name],) = axis.plot(steps, middle, color=colour)
                 axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
                 ends.append(steps[-1])
-        axis.set(title=env, xlabel="environment steps", ylabel="return, greedy policy")
+        how = "sampled actions" if env.startswith("ale_py") else "greedy policy"
+        axis.set(title=env, xlabel="environment steps", ylabel=f"return, {how}")
         axis.set_xscale("log" if ends and max(ends) > 5 * min(ends) else "linear")
         common.steps_axis(axis)
-    common.legend(figure, handles.values(), handles.keys(), columns=len(handles))
+    common.legend(figure, handles.values(), handles.keys(), columns=2 * min(len(envs), columns) + 1)
     return figure
 
 
