@@ -116,7 +116,7 @@ def machine():
 def origin():
     """The columns of the command and its commit, which a change of anything but tables and figures makes '-dirty'."""
     commit = git("rev-parse", "--short", "HEAD") or "unknown"
-    others = ("benchmarks/results", "benchmarks/figures", "docs", "*.csv")
+    others = ("benchmarks/results", "benchmarks/figures", "*.md", "*.csv")
     dirty = git("status", "--porcelain", "--", ".", *(f":(exclude){name}" for name in others))
     words = [word.replace(f"{ROOT}{os.sep}", "") for word in sys.argv[1:]]
     command = shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *words])

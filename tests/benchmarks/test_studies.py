@@ -181,6 +181,14 @@ def test_looking_changes_nothing_in_the_run(folder, monkeypatch):
     close(list(plain.parameters()), list(looked_at.parameters()), rtol=0, atol=0)
 
 
+def test_seconds_are_steps_by_steps_per_second(folder):
+    flags = "--num-envs 2 --num-steps 8 --hidden-size 8 --eval-episodes 2 --total-timesteps 160"
+    notes = study.run(study.Setting("a2c", flags, tags=(study.RETURN, study.SPS)), 1, "")
+    (steps, rates), (same_steps, seconds) = notes["SPS"], notes["seconds"]
+    assert steps == same_steps == list(range(16, 161, 16))
+    assert seconds == pytest.approx(np.array(steps) / rates)
+
+
 def test_hooks_change_the_script():
     class Run:
         def env_step(self, action):
